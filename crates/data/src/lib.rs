@@ -1,0 +1,1 @@
+//! Corpus: a folder of music becomes captioned token shards.

@@ -1,0 +1,1 @@
+//! Judging: distances, structure, text agreement, report.

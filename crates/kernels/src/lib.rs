@@ -1,0 +1,1 @@
+//! Fast CPU operations on slices, each beside its plain version.

@@ -1,0 +1,1 @@
+//! Networks: codec, language model, text encoder, tagger.

@@ -1,0 +1,1 @@
+//! Learning: the training loops of codec and language model.

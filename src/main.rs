@@ -1,0 +1,2 @@
+//! The `mambo` binary: flags become a typed config, one library call, printed results.
+fn main() {}
