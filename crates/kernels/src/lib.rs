@@ -1,1 +1,17 @@
-//! Fast CPU operations on slices, each beside its plain version.
+//! Fast CPU operations on slices, each beside its plain version, forward and backward.
+//!
+//! No framework: matrices are row-major slices, a wrong length panics (it is a mistake in the program). Work is
+//! shared by rayon in pieces with fixed bounds and sums run in a fixed order, so that the same thread count on the
+//! same processor gives the same bytes.
+
+pub mod activation;
+pub mod cross_entropy;
+pub mod depthwise;
+pub mod dropout;
+pub mod linear;
+pub mod mamba2;
+pub mod norm;
+pub mod optimizer;
+pub mod simd;
+mod small_gemm;
+mod threads;

@@ -1,0 +1,365 @@
+//! Instruction sets chosen at run time, and the element functions written so that the compiler vectorises them.
+//!
+//! A kernel body is an `#[inline(always)]` function generic over [`Isa`]; [`simd_fn!`] compiles it once for AVX-512,
+//! once for AVX2 + FMA and once for the target's baseline (SSE2, or NEON on ARM), and picks at run time.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// What a kernel body may assume of the processor.
+pub(crate) trait Isa: Copy {
+    /// A multiply-add is one instruction; without it `mul_add` would call a library function.
+    const FUSED: bool;
+    /// Widest vector of the matrix micro-kernel.
+    type Vector: Vector;
+}
+
+/// A register of `LANES` f32 values.
+pub(crate) trait Vector: Copy {
+    /// Values a register holds.
+    const LANES: usize;
+    /// Rows of the matrix tile that keep the multiply-add units busy without spilling.
+    const ROWS: usize;
+    /// The same value in every lane.
+    unsafe fn splat(value: f32) -> Self;
+    /// Reads `LANES` values, unaligned.
+    unsafe fn load(source: *const f32) -> Self;
+    /// Writes `LANES` values, unaligned.
+    unsafe fn store(self, target: *mut f32);
+    /// `self * factor + addend`.
+    unsafe fn multiply_add(self, factor: Self, addend: Self) -> Self;
+}
+
+/// One value: the column tail of a matrix product.
+#[derive(Clone, Copy)]
+pub(crate) struct Single<const FUSED: bool>(f32);
+
+impl<const FUSED: bool> Vector for Single<FUSED> {
+    const LANES: usize = 1;
+    const ROWS: usize = 4;
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self(value)
+    }
+    #[inline(always)]
+    unsafe fn load(source: *const f32) -> Self {
+        // SAFETY: the caller guarantees one readable value.
+        Self(unsafe { *source })
+    }
+    #[inline(always)]
+    unsafe fn store(self, target: *mut f32) {
+        // SAFETY: the caller guarantees one writable value.
+        unsafe { *target = self.0 }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(self, factor: Self, addend: Self) -> Self {
+        Self(if FUSED { self.0.mul_add(factor.0, addend.0) } else { self.0 * factor.0 + addend.0 })
+    }
+}
+
+/// Four values as an array: SSE2 or NEON through the compiler.
+#[derive(Clone, Copy)]
+pub(crate) struct Four<const FUSED: bool>([f32; 4]);
+
+impl<const FUSED: bool> Vector for Four<FUSED> {
+    const LANES: usize = 4;
+    const ROWS: usize = 4;
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; 4])
+    }
+    #[inline(always)]
+    unsafe fn load(source: *const f32) -> Self {
+        // SAFETY: the caller guarantees four readable values.
+        Self(unsafe { source.cast::<[f32; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, target: *mut f32) {
+        // SAFETY: the caller guarantees four writable values.
+        unsafe { target.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(self, factor: Self, addend: Self) -> Self {
+        let mut out = [0.0; 4];
+        for lane in 0..4 {
+            out[lane] = if FUSED {
+                self.0[lane].mul_add(factor.0[lane], addend.0[lane])
+            } else {
+                self.0[lane] * factor.0[lane] + addend.0[lane]
+            };
+        }
+        Self(out)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Isa, Vector};
+    use std::arch::x86_64::*;
+
+    macro_rules! register {
+        ($name:ident, $type:ty, $lanes:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $fma:ident) => {
+            /// A vector register of this instruction set.
+            #[derive(Clone, Copy)]
+            pub(crate) struct $name($type);
+
+            // SAFETY (all four): only called inside functions compiled for, and dispatched to, this instruction set.
+            impl Vector for $name {
+                const LANES: usize = $lanes;
+                const ROWS: usize = $rows;
+                #[inline(always)]
+                unsafe fn splat(value: f32) -> Self {
+                    Self(unsafe { $splat(value) })
+                }
+                #[inline(always)]
+                unsafe fn load(source: *const f32) -> Self {
+                    Self(unsafe { $load(source) })
+                }
+                #[inline(always)]
+                unsafe fn store(self, target: *mut f32) {
+                    unsafe { $store(target, self.0) }
+                }
+                #[inline(always)]
+                unsafe fn multiply_add(self, factor: Self, addend: Self) -> Self {
+                    Self(unsafe { $fma(self.0, factor.0, addend.0) })
+                }
+            }
+        };
+    }
+
+    register!(Sixteen, __m512, 16, 8, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
+    register!(Eight, __m256, 8, 4, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
+
+    /// AVX-512 (F, BW, DQ, VL).
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512;
+    impl Isa for Avx512 {
+        const FUSED: bool = true;
+        type Vector = Sixteen;
+    }
+
+    /// AVX2 with FMA.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2;
+    impl Isa for Avx2 {
+        const FUSED: bool = true;
+        type Vector = Eight;
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+/// The target's baseline; on ARM that includes NEON and fused multiply-add.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+impl Isa for Portable {
+    const FUSED: bool = cfg!(target_arch = "aarch64");
+    type Vector = Four<{ cfg!(target_arch = "aarch64") }>;
+}
+
+/// An instruction set that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum InstructionSet {
+    /// The target's baseline: SSE2 on x86-64, NEON on ARM.
+    Portable = 1,
+    /// AVX2 with FMA.
+    Avx2 = 2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512 = 3,
+}
+
+static SELECTED: AtomicU8 = AtomicU8::new(0);
+
+/// The instruction set in use: the widest that the processor has, unless [`limit_instruction_set`] lowered it.
+pub fn instruction_set() -> InstructionSet {
+    match SELECTED.load(Ordering::Relaxed) {
+        1 => InstructionSet::Portable,
+        2 => InstructionSet::Avx2,
+        3 => InstructionSet::Avx512,
+        _ => {
+            let found = detect();
+            SELECTED.store(found as u8, Ordering::Relaxed);
+            found
+        }
+    }
+}
+
+/// Uses at most `limit` from now on (for comparing the code paths); returns what is used.
+pub fn limit_instruction_set(limit: InstructionSet) -> InstructionSet {
+    let chosen = detect().min(limit);
+    SELECTED.store(chosen as u8, Ordering::Relaxed);
+    chosen
+}
+
+fn detect() -> InstructionSet {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let wide = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        let fused = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        if wide && fused {
+            return InstructionSet::Avx512;
+        }
+        if fused {
+            return InstructionSet::Avx2;
+        }
+    }
+    InstructionSet::Portable
+}
+
+/// Declares a function that runs `$body::<I>` compiled for the best instruction set of the processor.
+macro_rules! simd_fn {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $body:ident) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments, unsafe_code)]
+        $vis fn $name($($arg: $type),*) $(-> $result)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512($($arg: $type),*) $(-> $result)? {
+                    $body::<$crate::simd::Avx512>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2($($arg: $type),*) $(-> $result)? {
+                    $body::<$crate::simd::Avx2>($($arg),*)
+                }
+                match $crate::simd::instruction_set() {
+                    // SAFETY: the instruction set was detected on this processor.
+                    $crate::simd::InstructionSet::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::simd::InstructionSet::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::simd::InstructionSet::Portable => {}
+                }
+            }
+            $body::<$crate::simd::Portable>($($arg),*)
+        }
+    };
+}
+pub(crate) use simd_fn;
+
+/// `a * b + c`, fused where that is one instruction.
+#[inline(always)]
+pub(crate) fn fused<I: Isa>(a: f32, b: f32, c: f32) -> f32 {
+    if I::FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// e^x to about 1e-7 relative; results stay within the normal range (1e-38 to 3e38), NaN passes through.
+///
+/// Range reduction by ln 2 in two parts, then a polynomial on [-ln 2 / 2, ln 2 / 2] (Taylor, degree 7).
+#[inline(always)]
+pub(crate) fn exp<I: Isa>(x: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
+    let x = if x > 88.0 { 88.0 } else { x };
+    let x = if x < -87.0 { -87.0 } else { x };
+    let shifted = fused::<I>(x, std::f32::consts::LOG2_E, SHIFT);
+    let whole = shifted - SHIFT;
+    let r = fused::<I>(whole, -0.693_359_4, x);
+    let r = fused::<I>(whole, 2.121_944_4e-4, r);
+    let p = fused::<I>(r, 1.0 / 5040.0, 1.0 / 720.0);
+    let p = fused::<I>(r, p, 1.0 / 120.0);
+    let p = fused::<I>(r, p, 1.0 / 24.0);
+    let p = fused::<I>(r, p, 1.0 / 6.0);
+    let p = fused::<I>(r, p, 0.5);
+    let p = fused::<I>(r * r, p, r) + 1.0;
+    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+}
+
+/// 1 / (1 + e^-x).
+#[inline(always)]
+pub(crate) fn sigmoid<I: Isa>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<I>(-x))
+}
+
+/// ln(1 + e^x), the identity above 20 as in the reference; relative accuracy kept for very negative x.
+#[inline(always)]
+pub(crate) fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+/// The normal distribution's (cumulative probability, density) at x.
+///
+/// Abramowitz and Stegun 7.1.26: absolute error of the probability below 1e-7.
+#[inline(always)]
+pub(crate) fn normal<I: Isa>(x: f32) -> (f32, f32) {
+    let bell = exp::<I>(-0.5 * x * x);
+    let t = 1.0 / fused::<I>(x.abs(), 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2, 1.0);
+    let p = fused::<I>(t, 1.061_405_4, -1.453_152);
+    let p = fused::<I>(t, p, 1.421_413_7);
+    let p = fused::<I>(t, p, -0.284_496_74);
+    let p = fused::<I>(t, p, 0.254_829_6);
+    let tail = 0.5 * t * p * bell;
+    (if x < 0.0 { tail } else { 1.0 - tail }, bell * 0.398_942_3)
+}
+
+/// Lanes of a sum that the compiler may keep in registers: the order of additions is fixed by this number alone.
+const LANES: usize = 16;
+
+/// Sum of `a[i] * b[i]` in a fixed order.
+#[inline(always)]
+pub(crate) fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let length = a.len().min(b.len());
+    let (a, b) = (&a[..length], &b[..length]);
+    let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let mut rest = 0.0;
+    for (x, y) in a_blocks.remainder().iter().zip(b_blocks.remainder()) {
+        rest = fused::<I>(*x, *y, rest);
+    }
+    for (x, y) in a_blocks.zip(b_blocks) {
+        for lane in 0..LANES {
+            lanes[lane] = fused::<I>(x[lane], y[lane], lanes[lane]);
+        }
+    }
+    fold(lanes) + rest
+}
+
+/// Sum of lanes by halves.
+#[inline(always)]
+pub(crate) fn fold(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_accurate_over_its_range() {
+        let mut x = -86.5f32;
+        while x < 87.0 {
+            for got in [exp::<Portable>(x)] {
+                let expected = f64::from(x).exp();
+                let relative = ((f64::from(got) - expected) / expected).abs();
+                assert!(relative < 3e-7, "exp({x}) = {got}, expected {expected}, relative {relative}");
+            }
+            x += 0.0137;
+        }
+        assert_eq!(exp::<Portable>(0.0), 1.0);
+        assert!(exp::<Portable>(f32::NAN).is_nan());
+        assert!(exp::<Portable>(-1000.0) < 2e-38);
+    }
+
+    #[test]
+    fn normal_matches_published_values() {
+        // Standard normal tables.
+        for (x, probability) in [(0.0, 0.5), (1.0, 0.841_344_75), (-1.0, 0.158_655_25), (2.5, 0.993_790_33), (-3.0, 0.001_349_898)] {
+            let (p, density) = normal::<Portable>(x);
+            assert!((p - probability).abs() < 3e-7, "{x}: {p} against {probability}");
+            let expected = (-0.5 * f64::from(x * x)).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            assert!((f64::from(density) - expected).abs() < 1e-7);
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Laws of the Mamba-2 mixer: chunked equals the recurrence (values, states, gradients), the chunk length is
+//! immaterial, sequences may be cut anywhere, forward equals a fold of steps.
+
+use mambo_kernels::mamba2::{self, Gradients, Mamba2Config, States, Weights, plain};
+use proptest::prelude::*;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// Uniform values in `low..high`.
+fn uniform(rng: &mut ChaCha8Rng, count: usize, low: f32, high: f32) -> Vec<f32> {
+    (0..count).map(|_| low + (high - low) * (rng.next_u32() >> 8) as f32 / (1 << 24) as f32).collect()
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|value| f64::from(*value)).collect()
+}
+
+/// ‖a-b‖ / ‖b‖
+fn distance(a: &[f32], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = b.iter().map(|y| y * y).sum::<f64>().sqrt();
+    let difference = a.iter().zip(b).map(|(x, y)| (f64::from(*x) - y).powi(2)).sum::<f64>().sqrt();
+    if norm == 0.0 { difference } else { difference / norm }
+}
+
+struct Case {
+    config: Mamba2Config,
+    batch: usize,
+    frames: usize,
+    projected: Vec<f32>,
+    conv_weight: Vec<f32>,
+    conv_bias: Vec<f32>,
+    dt_bias: Vec<f32>,
+    a_log: Vec<f32>,
+    d_skip: Vec<f32>,
+    norm: Vec<f32>,
+    conv_state: Vec<f32>,
+    ssm_state: Vec<f32>,
+    d_output: Vec<f32>,
+    d_conv_state: Vec<f32>,
+    d_ssm_state: Vec<f32>,
+}
+
+impl Case {
+    fn new(config: Mamba2Config, batch: usize, frames: usize, seed: u64) -> Self {
+        let rng = &mut ChaCha8Rng::seed_from_u64(seed);
+        let (conv, ssm) = (batch * config.conv_state_size(), batch * config.ssm_state_size());
+        Self {
+            config,
+            batch,
+            frames,
+            projected: uniform(rng, batch * frames * config.projected(), -2.0, 2.0),
+            conv_weight: uniform(rng, config.conv_channels() * 4, -0.5, 0.5),
+            conv_bias: uniform(rng, config.conv_channels(), -0.5, 0.5),
+            dt_bias: uniform(rng, config.heads, -5.0, -1.0),
+            a_log: uniform(rng, config.heads, 0.0, 2.7),
+            d_skip: uniform(rng, config.heads, 0.5, 1.5),
+            norm: uniform(rng, config.inner, 0.5, 1.5),
+            conv_state: uniform(rng, conv, -2.0, 2.0),
+            ssm_state: uniform(rng, ssm, -1.0, 1.0),
+            d_output: uniform(rng, batch * frames * config.inner, -1.0, 1.0),
+            d_conv_state: uniform(rng, conv, -1.0, 1.0),
+            d_ssm_state: uniform(rng, ssm, -0.1, 0.1),
+        }
+    }
+
+    fn weights(&self) -> Weights<'_, f32> {
+        Weights {
+            conv_weight: &self.conv_weight,
+            conv_bias: &self.conv_bias,
+            dt_bias: &self.dt_bias,
+            a_log: &self.a_log,
+            d_skip: &self.d_skip,
+            norm: &self.norm,
+        }
+    }
+
+    fn initial(&self) -> States<'_, f32> {
+        States { conv: &self.conv_state, ssm: &self.ssm_state }
+    }
+
+    fn forward(&self, config: &Mamba2Config) -> mamba2::Forward {
+        mamba2::forward(config, self.batch, self.frames, &self.projected, &self.weights(), Some(self.initial()), true, true)
+    }
+
+    fn backward(&self, config: &Mamba2Config, saved: Option<&mamba2::Forward>) -> Gradients {
+        mamba2::backward(
+            config,
+            self.batch,
+            self.frames,
+            &self.projected,
+            &self.weights(),
+            Some(self.initial()),
+            saved.map(|forward| (forward.scanned.as_slice(), forward.chunk_states.as_slice())),
+            &self.d_output,
+            Some(States { conv: &self.d_conv_state, ssm: &self.d_ssm_state }),
+        )
+    }
+
+    /// Compares the fused path with the recurrence in f64.
+    fn check(&self, limit: f64) {
+        let [projected, conv_weight, conv_bias, dt_bias, a_log, d_skip, norm, conv_state, ssm_state, d_output, d_conv, d_ssm] = [
+            &self.projected, &self.conv_weight, &self.conv_bias, &self.dt_bias, &self.a_log, &self.d_skip, &self.norm,
+            &self.conv_state, &self.ssm_state, &self.d_output, &self.d_conv_state, &self.d_ssm_state,
+        ]
+        .map(|values| wide(values));
+        let weights = Weights { conv_weight: &conv_weight, conv_bias: &conv_bias, dt_bias: &dt_bias, a_log: &a_log, d_skip: &d_skip, norm: &norm };
+        let initial = States { conv: &conv_state, ssm: &ssm_state };
+        let trace = plain::forward(&self.config, self.batch, self.frames, &projected, &weights, Some(initial));
+        let d_final = States { conv: &d_conv, ssm: &d_ssm };
+        let expected = plain::backward(&self.config, self.batch, self.frames, &projected, &weights, Some(initial), &trace, &d_output, Some(d_final));
+        let forward = self.forward(&self.config);
+        let got = self.backward(&self.config, Some(&forward));
+        let states = got.initial.as_ref().expect("there were initial states");
+        for (name, a, b) in [
+            ("output", &forward.output, &trace.output),
+            ("conv state", &forward.conv_state, &trace.conv_state),
+            ("state", &forward.ssm_state, &trace.ssm_state),
+            ("d projected", &got.projected, &expected.projected),
+            ("d conv weight", &got.conv_weight, &expected.conv_weight),
+            ("d conv bias", &got.conv_bias, &expected.conv_bias),
+            ("d dt bias", &got.dt_bias, &expected.dt_bias),
+            ("d a_log", &got.a_log, &expected.a_log),
+            ("d skip", &got.d_skip, &expected.d_skip),
+            ("d norm", &got.norm, &expected.norm),
+            ("d conv state", &states.conv, &expected.conv_state),
+            ("d state", &states.ssm, &expected.ssm_state),
+        ] {
+            let found = distance(a, b);
+            assert!(found <= limit, "{name}: {found:.2e} above {limit:.0e} for {:?}, batch {}, frames {}", self.config, self.batch, self.frames);
+        }
+    }
+}
+
+fn config(head_width: usize, state: usize, heads: usize, groups: usize, chunk: usize) -> Mamba2Config {
+    Mamba2Config { inner: head_width * heads, state, heads, groups, chunk }
+}
+
+#[test]
+fn chunked_equals_the_recurrence_at_working_sizes() {
+    for (frames, batch, config) in [
+        (1, 2, config(64, 64, 4, 1, 64)),
+        (7, 1, config(64, 64, 4, 1, 64)),
+        (300, 1, config(64, 64, 4, 1, 64)),
+        (300, 2, config(32, 48, 4, 2, 100)),
+        (130, 3, config(16, 16, 6, 3, 32)),
+    ] {
+        Case::new(config, batch, frames, frames as u64).check(2e-5);
+    }
+}
+
+#[test]
+fn every_instruction_set_agrees_with_the_recurrence() {
+    use mambo_kernels::simd::{InstructionSet, limit_instruction_set};
+    for set in [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512] {
+        limit_instruction_set(set);
+        Case::new(config(32, 40, 2, 1, 48), 2, 101, 5).check(2e-5);
+    }
+    limit_instruction_set(InstructionSet::Avx512);
+}
+
+#[test]
+fn saved_states_only_save_time() {
+    let case = Case::new(config(32, 32, 4, 1, 32), 2, 75, 11);
+    let forward = case.forward(&case.config);
+    let (with, without) = (case.backward(&case.config, Some(&forward)), case.backward(&case.config, None));
+    assert_eq!(with.projected, without.projected);
+    assert_eq!(with.a_log, without.a_log);
+}
+
+#[test]
+fn same_input_gives_same_bytes() {
+    let case = Case::new(config(32, 32, 4, 1, 32), 3, 90, 12);
+    let runs: Vec<_> = (0..3).map(|_| case.backward(&case.config, None)).collect();
+    for run in &runs[1..] {
+        assert_eq!(run.projected, runs[0].projected);
+        assert_eq!(run.norm, runs[0].norm);
+        assert_eq!(run.conv_weight, runs[0].conv_weight);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_size_equals_the_recurrence(
+        frames in 1usize..70, batch in 1usize..3, width in 1usize..20, state in 1usize..20,
+        per_group in 1usize..4, groups in 1usize..3, chunk in 1usize..40, seed in any::<u64>(),
+    ) {
+        Case::new(config(width, state, per_group * groups, groups, chunk), batch, frames, seed).check(1e-4);
+    }
+
+    #[test]
+    fn chunk_length_never_changes_the_result(frames in 1usize..90, chunk in 1usize..100, seed in any::<u64>()) {
+        let case = Case::new(config(16, 16, 2, 1, 16), 2, frames, seed);
+        let other = Mamba2Config { chunk, ..case.config };
+        let (a, b) = (case.forward(&case.config), case.forward(&other));
+        prop_assert!(distance(&a.output, &wide(&b.output)) < 1e-5);
+        prop_assert!(distance(&a.ssm_state, &wide(&b.ssm_state)) < 1e-5);
+        prop_assert_eq!(&a.conv_state, &b.conv_state);
+        let (a, b) = (case.backward(&case.config, Some(&a)), case.backward(&other, Some(&b)));
+        prop_assert!(distance(&a.projected, &wide(&b.projected)) < 3e-5);
+        prop_assert!(distance(&a.a_log, &wide(&b.a_log)) < 3e-4);
+    }
+
+    #[test]
+    fn a_sequence_may_be_cut_anywhere(first in 1usize..40, second in 1usize..40, seed in any::<u64>()) {
+        let config = config(16, 24, 2, 1, 16);
+        let case = Case::new(config, 1, first + second, seed);
+        let whole = case.forward(&config);
+        let row = config.projected();
+        let head = mamba2::forward(&config, 1, first, &case.projected[..first * row], &case.weights(), Some(case.initial()), false, true);
+        let middle = States { conv: &head.conv_state, ssm: &head.ssm_state };
+        let tail = mamba2::forward(&config, 1, second, &case.projected[first * row..], &case.weights(), Some(middle), false, true);
+        let joined = [head.output.as_slice(), tail.output.as_slice()].concat();
+        prop_assert!(distance(&joined, &wide(&whole.output)) < 1e-5);
+        prop_assert!(distance(&tail.ssm_state, &wide(&whole.ssm_state)) < 1e-5);
+        prop_assert_eq!(&tail.conv_state, &whole.conv_state);
+
+        // Gradients through the cut: the second half's initial gradients are the first half's final ones.
+        let expected = case.backward(&config, Some(&whole));
+        let (d_head, d_tail) = case.d_output.split_at(first * config.inner);
+        let d_final = States { conv: &case.d_conv_state, ssm: &case.d_ssm_state };
+        let second_half = mamba2::backward(&config, 1, second, &case.projected[first * row..], &case.weights(), Some(middle), None, d_tail, Some(d_final));
+        let at_cut = second_half.initial.as_ref().expect("there were initial states");
+        let d_cut = States { conv: &at_cut.conv, ssm: &at_cut.ssm };
+        let first_half = mamba2::backward(&config, 1, first, &case.projected[..first * row], &case.weights(), Some(case.initial()), None, d_head, Some(d_cut));
+        let joined = [first_half.projected.as_slice(), second_half.projected.as_slice()].concat();
+        prop_assert!(distance(&joined, &wide(&expected.projected)) < 3e-5);
+        let weight: Vec<f32> = first_half.conv_weight.iter().zip(&second_half.conv_weight).map(|(a, b)| a + b).collect();
+        prop_assert!(distance(&weight, &wide(&expected.conv_weight)) < 3e-5);
+        let start = first_half.initial.expect("there were initial states");
+        prop_assert!(distance(&start.ssm, &wide(&expected.initial.expect("there were initial states").ssm)) < 3e-5);
+    }
+
+    #[test]
+    fn forward_equals_a_fold_of_steps(frames in 1usize..50, seed in any::<u64>()) {
+        let config = config(16, 24, 4, 2, 16);
+        let case = Case::new(config, 2, frames, seed);
+        let whole = case.forward(&config);
+        let (mut conv, mut ssm) = (case.conv_state.clone(), case.ssm_state.clone());
+        let row = config.projected();
+        let mut output = vec![0.0; whole.output.len()];
+        for frame in 0..frames {
+            let input: Vec<f32> = (0..2).flat_map(|s| case.projected[(s * frames + frame) * row..][..row].to_vec()).collect();
+            let mut out = vec![0.0; 2 * config.inner];
+            mamba2::step(&config, 2, &input, &case.weights(), &mut conv, &mut ssm, &mut out);
+            for sequence in 0..2 {
+                output[(sequence * frames + frame) * config.inner..][..config.inner].copy_from_slice(&out[sequence * config.inner..][..config.inner]);
+            }
+        }
+        prop_assert!(distance(&output, &wide(&whole.output)) < 1e-5);
+        prop_assert!(distance(&ssm, &wide(&whole.ssm_state)) < 1e-5);
+        prop_assert_eq!(&conv, &whole.conv_state);
+    }
+}

@@ -1,0 +1,284 @@
+//! The one way to make music from text: an iterator of frames, and the model folder it reads.
+//!
+//! Text states -> state -> per column: step -> guidance -> draw -> the delay pattern releases a frame.
+//! Laws: same seed, same frames; memory does not grow with length; a special token is never in a frame.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::lm::{LmConfig, LmConfigError};
+use crate::parameters::{Initialiser, Parameters, Precision, WriteError, write_atomically};
+use crate::random;
+use crate::sampler::{Sampling, SamplingError, guide};
+use crate::stepper::{Stepper, StepperState};
+use crate::tokens::{CodecSpec, DelayPattern};
+use crate::weights::WeightsError;
+
+/// File of a model folder that describes the language model.
+pub const CONFIG_FILE: &str = "lm.toml";
+/// File of a model folder that holds the language model's weights.
+pub const WEIGHTS_FILE: &str = "lm.safetensors";
+
+/// What `lm.toml` says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LmFile {
+    /// Shapes.
+    pub model: LmConfig,
+    /// The codec whose tokens it speaks.
+    pub codec: CodecSpec,
+    /// Settings that sound best with these weights.
+    #[serde(default)]
+    pub sampling: Sampling,
+}
+
+/// Why a language model folder was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum LmFolderError {
+    /// The description could not be read.
+    #[error("{path}: cannot read the model description: {source}")]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The description breaks TOML or has wrong keys.
+    #[error("{path}: {source}")]
+    Toml {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: Box<toml::de::Error>,
+    },
+    /// The shapes cannot be.
+    #[error("{path}: {source}")]
+    Config {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: LmConfigError,
+    },
+    /// The weights do not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The folder could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+impl LmFile {
+    /// Writes `lm.toml` and `lm.safetensors` (f16) to `folder`, which must exist.
+    pub fn save(&self, folder: &Path, parameters: &Parameters) -> Result<(), LmFolderError> {
+        let path = folder.join(CONFIG_FILE);
+        let text = toml::to_string_pretty(self).expect("a model description is plain data");
+        write_atomically(&path, text.as_bytes()).map_err(|source| WriteError { path, source })?;
+        let note = serde_json::to_string(self).expect("a model description is plain data");
+        Ok(parameters.save(&folder.join(WEIGHTS_FILE), Precision::F16, &note)?)
+    }
+
+    /// Reads a folder: the description and all weights.
+    pub fn load(folder: &Path) -> Result<(Self, Parameters), LmFolderError> {
+        let path = folder.join(CONFIG_FILE);
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| LmFolderError::Io { path: path.clone(), source })?;
+        let file: Self = toml::from_str(&text)
+            .map_err(|source| LmFolderError::Toml { path: path.clone(), source: Box::new(source) })?;
+        // The centroids come with the weights; zeros only give them their place.
+        let model = &file.model;
+        let count = model.codebooks.saturating_mul(model.cardinality).saturating_mul(model.codec_width);
+        model.validate().map_err(|source| LmFolderError::Config { path: path.clone(), source })?;
+        let mut parameters = model
+            .init(&vec![0.0; count], &mut Initialiser::blank())
+            .map_err(|source| LmFolderError::Config { path, source })?;
+        parameters.load(&folder.join(WEIGHTS_FILE))?;
+        Ok((file, parameters))
+    }
+}
+
+/// A language model ready to generate.
+#[derive(Clone)]
+pub struct LanguageModel {
+    /// What the folder says about it.
+    pub file: LmFile,
+    stepper: Arc<Stepper>,
+}
+
+impl LanguageModel {
+    /// Opens a model folder.
+    pub fn open(folder: &Path) -> Result<Self, LmFolderError> {
+        let (file, parameters) = LmFile::load(folder)?;
+        Ok(Self::new(file, &parameters))
+    }
+
+    /// From parameters in memory, e.g. while training.
+    pub fn new(file: LmFile, parameters: &Parameters) -> Self {
+        let stepper = Arc::new(Stepper::new(&file.model, parameters));
+        Self { file, stepper }
+    }
+
+    /// The decoder.
+    pub fn stepper(&self) -> &Arc<Stepper> {
+        &self.stepper
+    }
+
+    /// Frames for a caption (`[tokens, text_width]`, `None` for no caption), without end.
+    pub fn generate(
+        &self,
+        text: Option<&[f32]>,
+        sampling: &Sampling,
+        seed: u64,
+    ) -> Result<Generator, SamplingError> {
+        Generator::new(self.stepper.clone(), text, sampling, seed)
+    }
+}
+
+/// An endless iterator of frames, each one code per codebook. Take as many as the clip is long.
+pub struct Generator {
+    stepper: Arc<Stepper>,
+    sampling: Sampling,
+    pattern: DelayPattern,
+    rng: ChaCha8Rng,
+    /// The state right after the text, to restart from.
+    after_text: StepperState,
+    state: StepperState,
+    /// Columns read since the last start.
+    read: usize,
+    /// Latest columns, newest last: enough for a restart and for the delay pattern.
+    columns: VecDeque<Vec<u16>>,
+    /// Columns made so far.
+    made: usize,
+}
+
+impl Generator {
+    /// Reads the text and stands before the first frame.
+    pub fn new(
+        stepper: Arc<Stepper>,
+        text: Option<&[f32]>,
+        sampling: &Sampling,
+        seed: u64,
+    ) -> Result<Self, SamplingError> {
+        let pattern = stepper.config().pattern();
+        sampling.validate(pattern.longest())?;
+        let conditional = stepper.start(text);
+        let guided = text.is_some() && sampling.guidance != 1.0;
+        let state = if guided { conditional.join(stepper.start(None)) } else { conditional };
+        Ok(Self {
+            sampling: sampling.clone(),
+            rng: random::stream(seed, "sample", 0),
+            after_text: state.clone(),
+            state,
+            read: 0,
+            columns: VecDeque::new(),
+            made: 0,
+            pattern,
+            stepper,
+        })
+    }
+
+    /// Bytes of everything that grows or could grow: the same after a minute and after an hour.
+    pub fn state_bytes(&self) -> usize {
+        let columns: usize = self.columns.iter().map(|column| 2 * column.len()).sum();
+        self.state.bytes() + self.after_text.bytes() + columns
+    }
+
+    /// Starts from `frames` (row-major `[K, T]`) as if they had just been generated.
+    ///
+    /// # Panics
+    /// When `frames` is not `[K, T]`.
+    pub fn prime(&mut self, codes: &[u16], frames: usize) {
+        let special = self.stepper.config().special();
+        let delayed = self.pattern.apply(codes, frames, special);
+        let columns = self.pattern.columns(frames);
+        for t in 0..frames {
+            let column = (0..self.pattern.codebooks()).map(|k| delayed[k * columns + t]).collect();
+            self.restart_if_due();
+            let before = self.previous();
+            self.stepper.feed(&before, &mut self.state);
+            self.accept(column);
+        }
+    }
+
+    fn start_column(&self) -> Vec<u16> {
+        vec![self.stepper.config().special(); self.pattern.codebooks()]
+    }
+
+    fn previous(&self) -> Vec<u16> {
+        match self.columns.back() {
+            Some(column) if self.read > 0 => column.clone(),
+            _ => self.start_column(),
+        }
+    }
+
+    fn accept(&mut self, column: Vec<u16>) {
+        self.columns.push_back(column);
+        self.read += 1;
+        self.made += 1;
+        let enough = self.sampling.keep.max(self.pattern.longest() + 1);
+        while self.columns.len() > enough {
+            self.columns.pop_front();
+        }
+    }
+
+    /// After `window` columns: read the text's state and the latest `keep` columns again, as if the clip
+    /// had begun there, so that the model never leaves the length it was trained on.
+    fn restart_if_due(&mut self) {
+        if self.sampling.window == 0 || self.read < self.sampling.window {
+            return;
+        }
+        self.state.clone_from(&self.after_text);
+        let special = self.stepper.config().special();
+        let kept = self.columns.len();
+        let mut before = self.start_column();
+        for (at, column) in self.columns.iter().enumerate() {
+            self.stepper.feed(&before, &mut self.state);
+            before.clone_from(column);
+            for (k, code) in before.iter_mut().enumerate() {
+                if at < self.pattern.delay(k) {
+                    *code = special;
+                }
+            }
+        }
+        self.read = kept;
+    }
+
+    fn next_column(&mut self) -> Vec<u16> {
+        self.restart_if_due();
+        let before = self.previous();
+        let mut logits = self.stepper.step(&before, &mut self.state);
+        let codes = self.stepper.config().cardinality;
+        let special = self.stepper.config().special();
+        let mut column = Vec::with_capacity(logits.len());
+        for (k, logits) in logits.iter_mut().enumerate() {
+            let (conditional, rest) = logits.split_at_mut(codes);
+            if !rest.is_empty() {
+                guide(conditional, rest, self.sampling.guidance);
+            }
+            // Drawn even where the filler is forced: the stream's position depends on the column alone.
+            let code = self.sampling.draw(conditional, &mut self.rng);
+            column.push(if self.made < self.pattern.delay(k) { special } else { code });
+        }
+        column
+    }
+}
+
+impl Iterator for Generator {
+    type Item = Vec<u16>;
+
+    fn next(&mut self) -> Option<Vec<u16>> {
+        let longest = self.pattern.longest();
+        loop {
+            let column = self.next_column();
+            self.accept(column);
+            if self.made > longest {
+                let first = self.columns.len() - 1 - longest;
+                let code = |k| self.columns[first + self.pattern.delay(k)][k];
+                return Some((0..self.pattern.codebooks()).map(code).collect());
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! Weights as a flat list of named f32 buffers: what optimisers, checkpoints and files work on.
+//!
+//! A network owns no weights. [`Parameters::bind`] puts them on a device as leaf tensors for one pass,
+//! the network takes its tensors from the [`Bound`] set by name, and [`Bound::gradients`] returns one
+//! gradient slice per parameter in the same order.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use half::f16;
+use rand_chacha::ChaCha8Rng;
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::random;
+use crate::weights::{Weights, WeightsError};
+
+/// What happens to a parameter while training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Trained with weight decay (matrices).
+    Decayed,
+    /// Trained without weight decay (biases, norms, `A_log`, `D`, `dt_bias`, embeddings).
+    Free,
+    /// Never trained, e.g. a codec's centroids.
+    Buffer,
+}
+
+/// One named tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parameter {
+    /// Name as in the published checkpoint where there is one.
+    pub name: String,
+    /// Shape, outermost first.
+    pub shape: Vec<usize>,
+    /// Trained or not, decayed or not.
+    pub role: Role,
+    /// Values, row-major.
+    pub values: Vec<f32>,
+}
+
+/// A weight file could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: cannot write the weights: {source}; is the folder there and the disk not full?")]
+pub struct WriteError {
+    /// File.
+    pub path: PathBuf,
+    /// Cause.
+    pub source: std::io::Error,
+}
+
+/// Number format of a weight file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// Four bytes a value, exact.
+    F32,
+    /// Two bytes a value.
+    F16,
+}
+
+/// Where first values come from: a seed, or nowhere when a file will fill them.
+pub struct Initialiser {
+    rng: Option<ChaCha8Rng>,
+}
+
+impl Initialiser {
+    /// Draws from the stream `init` of `seed`.
+    pub fn seeded(seed: u64) -> Self {
+        Self { rng: Some(random::stream(seed, "init", 0)) }
+    }
+
+    /// Zeros everywhere: makes a parameter list for a file without the cost of drawing.
+    pub fn blank() -> Self {
+        Self { rng: None }
+    }
+
+    /// Uniform in `[low, high)`.
+    pub fn uniform(&mut self, count: usize, low: f32, high: f32) -> Vec<f32> {
+        self.draw(count, |rng| low + (high - low) * random::uniform(rng))
+    }
+
+    /// Normal around zero.
+    pub fn normal(&mut self, count: usize, deviation: f32) -> Vec<f32> {
+        self.draw(count, |rng| random::normal(rng) * deviation)
+    }
+
+    /// PyTorch's default for linear layers and convolutions: uniform within 1/sqrt(fan-in).
+    pub fn fan_in(&mut self, count: usize, fan_in: usize) -> Vec<f32> {
+        let bound = 1.0 / (fan_in as f32).sqrt();
+        self.uniform(count, -bound, bound)
+    }
+
+    fn draw(&mut self, count: usize, one: impl Fn(&mut ChaCha8Rng) -> f32) -> Vec<f32> {
+        match &mut self.rng {
+            Some(rng) => (0..count).map(|_| one(rng)).collect(),
+            None => vec![0.0; count],
+        }
+    }
+}
+
+/// All weights of a network in a fixed order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Parameters {
+    list: Vec<Parameter>,
+    index: BTreeMap<String, usize>,
+}
+
+impl Parameters {
+    /// An empty set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a parameter.
+    ///
+    /// # Panics
+    /// When the name is taken or the values do not fill the shape.
+    pub fn push(&mut self, name: impl Into<String>, shape: &[usize], role: Role, values: Vec<f32>) {
+        let name = name.into();
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "`{name}` must fill {shape:?}");
+        let before = self.index.insert(name.clone(), self.list.len());
+        assert!(before.is_none(), "parameter `{name}` is defined twice");
+        self.list.push(Parameter { name, shape: shape.to_vec(), role, values });
+    }
+
+    /// The parameters in their fixed order.
+    pub fn list(&self) -> &[Parameter] {
+        &self.list
+    }
+
+    /// The parameters in their fixed order, to change values.
+    pub fn list_mut(&mut self) -> &mut [Parameter] {
+        &mut self.list
+    }
+
+    /// The parameter called `name`, if there is one.
+    pub fn get(&self, name: &str) -> Option<&Parameter> {
+        self.index.get(name).map(|&at| &self.list[at])
+    }
+
+    /// The values of `name`, to change them in place.
+    pub fn values_mut(&mut self, name: &str) -> Option<&mut [f32]> {
+        self.index.get(name).map(|&at| self.list[at].values.as_mut_slice())
+    }
+
+    /// Number of trained values.
+    pub fn trained_count(&self) -> usize {
+        self.list.iter().filter(|p| p.role != Role::Buffer).map(|p| p.values.len()).sum()
+    }
+
+    /// Leaf tensors for one pass. On an autodiff device, trained parameters require gradients.
+    pub fn bind(&self, device: &Device) -> Bound {
+        let leaves = self
+            .list
+            .iter()
+            .map(|parameter| {
+                let data = TensorData::new(parameter.values.clone(), [parameter.values.len()]);
+                let leaf = Tensor::<1>::from_data(data, device);
+                let leaf = if device.is_autodiff() && parameter.role != Role::Buffer {
+                    leaf.require_grad()
+                } else {
+                    leaf
+                };
+                Leaf { shape: parameter.shape.clone(), tensor: leaf }
+            })
+            .collect();
+        Bound { leaves, index: self.index.clone(), device: device.clone() }
+    }
+
+    /// Writes all parameters to one safetensors file (beside, synced, then renamed into place).
+    /// `note` is free text for the header, e.g. the configuration as JSON.
+    pub fn save(&self, path: &Path, precision: Precision, note: &str) -> Result<(), WriteError> {
+        let dtype = match precision {
+            Precision::F32 => Dtype::F32,
+            Precision::F16 => Dtype::F16,
+        };
+        let encode = |values: &[f32]| -> Vec<u8> {
+            match precision {
+                Precision::F32 => bytemuck::cast_slice(values).to_vec(),
+                Precision::F16 => {
+                    values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect()
+                }
+            }
+        };
+        let tensors = self.list.iter().map(|p| (p.name.clone(), dtype, p.shape.clone(), encode(&p.values)));
+        write_tensors(path, tensors.collect(), note)
+            .map_err(|source| WriteError { path: path.to_owned(), source })
+    }
+
+    /// Overwrites all values from a safetensors file (f32, f16 or bf16); names and shapes must match.
+    pub fn load(&mut self, path: &Path) -> Result<(), WeightsError> {
+        let file = Weights::open(path)?;
+        for parameter in &mut self.list {
+            parameter.values = file.f32(&parameter.name, &parameter.shape)?;
+        }
+        file.finish()
+    }
+}
+
+/// Writes named tensors (name, type, shape, little-endian bytes) as safetensors, atomically, with `note`
+/// under the header's key `mambo`.
+pub fn write_tensors(
+    path: &Path,
+    tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+    note: &str,
+) -> std::io::Result<()> {
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, dtype, shape, bytes) in &tensors {
+        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(std::io::Error::other)?;
+        views.push((name.as_str(), view));
+    }
+    // One key only: the header is written from a hash map, whose order would change the bytes.
+    let header = std::collections::HashMap::from([("mambo".to_owned(), note.to_owned())]);
+    let bytes = safetensors::serialize(views, Some(header)).map_err(std::io::Error::other)?;
+    write_atomically(path, &bytes)
+}
+
+/// Writes `bytes` so that a crash leaves either the old file or the new one: beside, fsync, rename.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    let beside = path.with_file_name(name);
+    let mut file = std::fs::File::create(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    drop(file);
+    std::fs::rename(&beside, path)?;
+    if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        // The rename itself must survive a crash too; some file systems refuse to sync a folder.
+        if let Ok(handle) = std::fs::File::open(folder) {
+            let _ = handle.sync_all();
+        }
+    }
+    Ok(())
+}
+
+struct Leaf {
+    shape: Vec<usize>,
+    tensor: Tensor<1>,
+}
+
+/// Parameters as tensors for one forward (and backward) pass.
+pub struct Bound {
+    leaves: Vec<Leaf>,
+    index: BTreeMap<String, usize>,
+    device: Device,
+}
+
+impl Bound {
+    /// The tensor called `name`.
+    ///
+    /// # Panics
+    /// When there is none or its rank is not `D`: a network and its parameter list must agree.
+    pub fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
+        let at = self.index.get(name).unwrap_or_else(|| panic!("no parameter `{name}`"));
+        let leaf = &self.leaves[*at];
+        let shape: [usize; D] = leaf
+            .shape
+            .as_slice()
+            .try_into()
+            .unwrap_or_else(|_| panic!("`{name}` has rank {}, asked for {D}", leaf.shape.len()));
+        leaf.tensor.clone().reshape(shape)
+    }
+
+    /// The device of all tensors.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// One gradient per parameter, in the order of the list; zeros where nothing flowed, empty for buffers.
+    pub fn gradients(&self, mut gradients: Gradients) -> Vec<Vec<f32>> {
+        self.leaves
+            .iter()
+            .map(|leaf| {
+                if !leaf.tensor.is_require_grad() {
+                    return Vec::new();
+                }
+                match leaf.tensor.grad_remove(&mut gradients) {
+                    Some(gradient) => gradient
+                        .into_data()
+                        .try_into_vec::<f32>()
+                        .expect("parameters are f32, so gradients are"),
+                    None => vec![0.0; leaf.shape.iter().product()],
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two() -> Parameters {
+        let mut parameters = Parameters::new();
+        parameters.push("a", &[2, 2], Role::Decayed, vec![1.0, 2.0, 3.0, 4.0]);
+        parameters.push("b", &[2], Role::Buffer, vec![0.5, -0.5]);
+        parameters
+    }
+
+    #[test]
+    fn gradients_come_back_by_position() {
+        let parameters = two();
+        let bound = parameters.bind(&Device::flex().autodiff());
+        let product = bound.tensor::<2>("a").matmul(bound.tensor::<1>("b").reshape([2, 1]));
+        let gradients = bound.gradients(product.sum().backward());
+        assert_eq!(gradients, vec![vec![0.5, -0.5, 0.5, -0.5], vec![]]);
+    }
+
+    #[test]
+    fn files_round_trip_and_wrong_shapes_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let parameters = two();
+        for precision in [Precision::F32, Precision::F16] {
+            parameters.save(&path, precision, "{}").unwrap();
+            let mut other = parameters.clone();
+            other.values_mut("a").unwrap().fill(0.0);
+            other.load(&path).unwrap();
+            assert_eq!(other, parameters);
+        }
+        let mut wrong = Parameters::new();
+        wrong.push("a", &[4], Role::Free, vec![0.0; 4]);
+        let message = wrong.load(&path).unwrap_err().to_string();
+        assert!(message.contains("`a`") && message.contains("[2, 2]") && message.contains("[4]"), "{message}");
+    }
+}

@@ -1,0 +1,192 @@
+//! From logits to a code: guidance, temperature, top-k, top-p, one seeded draw.
+//!
+//! Law: the special token is never drawn, because logits have exactly one entry per code.
+
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::random;
+
+/// How codes are drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the most likely code.
+    pub temperature: f32,
+    /// Draw among this many most likely codes; 0 for all.
+    pub top_k: usize,
+    /// Draw among the fewest codes that together reach this probability; 1 for all.
+    pub top_p: f32,
+    /// Classifier-free guidance `u + s (c - u)`; 1 uses the caption alone, 0 ignores it.
+    pub guidance: f32,
+    /// Restart the state from the text and the latest frames whenever it has seen this many frames;
+    /// 0 never. Keeps long clips within the trained length.
+    pub window: usize,
+    /// Frames read again at such a restart.
+    pub keep: usize,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 0.95, guidance: 2.0, window: 646, keep: 172 }
+    }
+}
+
+/// A setting outside its range.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum SamplingError {
+    /// Temperature is negative or no number.
+    #[error("temperature {0} must be 0 or more")]
+    Temperature(f32),
+    /// Top-p outside (0, 1].
+    #[error("top-p {0} must be above 0 and at most 1")]
+    TopP(f32),
+    /// Guidance is no number.
+    #[error("guidance {0} must be a finite number")]
+    Guidance(f32),
+    /// The restart keeps as much as it drops.
+    #[error("keep = {keep} must be below window = {window} and at least {least}, the longest delay plus one")]
+    Window {
+        /// Frames before a restart.
+        window: usize,
+        /// Frames kept.
+        keep: usize,
+        /// Fewest frames that can be kept.
+        least: usize,
+    },
+}
+
+impl Sampling {
+    /// Checks ranges; `longest_delay` is that of the model's delay pattern.
+    pub fn validate(&self, longest_delay: usize) -> Result<(), SamplingError> {
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return Err(SamplingError::Temperature(self.temperature));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(SamplingError::TopP(self.top_p));
+        }
+        if !self.guidance.is_finite() {
+            return Err(SamplingError::Guidance(self.guidance));
+        }
+        let least = longest_delay + 1;
+        if self.window > 0 && (self.keep >= self.window || self.keep < least) {
+            return Err(SamplingError::Window { window: self.window, keep: self.keep, least });
+        }
+        Ok(())
+    }
+
+    /// Draws one code from `logits` (one per code). Takes exactly one number from `rng`, whatever the
+    /// settings, so that settings change codes but not the stream behind them.
+    pub fn draw(&self, logits: &[f32], rng: &mut ChaCha8Rng) -> u16 {
+        let chance = random::uniform(rng);
+        let mut order: Vec<u16> = (0..logits.len() as u16).collect();
+        // Ties by index: the order must not depend on the sorting algorithm.
+        order.sort_unstable_by(|&a, &b| {
+            logits[usize::from(b)].total_cmp(&logits[usize::from(a)]).then(a.cmp(&b))
+        });
+        if self.temperature == 0.0 || order.len() == 1 {
+            return order[0];
+        }
+        if self.top_k > 0 {
+            order.truncate(self.top_k);
+        }
+        let highest = logits[usize::from(order[0])];
+        let mut weights: Vec<f32> = order
+            .iter()
+            .map(|&code| ((logits[usize::from(code)] - highest) / self.temperature).exp())
+            .collect();
+        let total: f32 = weights.iter().sum();
+        if self.top_p < 1.0 {
+            let mut reached = 0.0;
+            let enough = weights.iter().position(|weight| {
+                reached += weight / total;
+                reached >= self.top_p
+            });
+            weights.truncate(enough.map_or(weights.len(), |at| at + 1));
+        }
+        let mut left = chance * weights.iter().sum::<f32>();
+        for (&code, weight) in order.iter().zip(&weights) {
+            left -= weight;
+            if left < 0.0 {
+                return code;
+            }
+        }
+        order[weights.len() - 1]
+    }
+}
+
+/// `u + s (c - u)` into `conditional`.
+pub fn guide(conditional: &mut [f32], unconditional: &[f32], scale: f32) {
+    for (c, &u) in conditional.iter_mut().zip(unconditional) {
+        *c = u + scale * (*c - u);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn plain() -> Sampling {
+        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, guidance: 1.0, window: 0, keep: 0 }
+    }
+
+    proptest! {
+        #[test]
+        fn every_draw_is_a_code_and_obeys_top_k(
+            logits in prop::collection::vec(-30.0f32..30.0, 1..200),
+            temperature in 0.0f32..3.0,
+            top_k in 0usize..20,
+            top_p in 0.01f32..1.0,
+            seed in any::<u64>(),
+        ) {
+            let sampling = Sampling { temperature, top_k, top_p, ..plain() };
+            let code = usize::from(sampling.draw(&logits, &mut random::stream(seed, "sample", 0)));
+            prop_assert!(code < logits.len());
+            if top_k > 0 {
+                let above = logits.iter().filter(|&&value| value > logits[code]).count();
+                prop_assert!(above < top_k);
+            }
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let logits = [0.5_f32.ln(), 0.3_f32.ln(), 0.2_f32.ln()];
+        let mut rng = random::stream(1, "sample", 0);
+        let mut counts = [0; 3];
+        for _ in 0..20_000 {
+            counts[usize::from(plain().draw(&logits, &mut rng))] += 1;
+        }
+        for (count, expected) in counts.iter().zip([10_000, 6_000, 4_000]) {
+            assert!((count - expected as i32).abs() < 300, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn top_p_keeps_the_fewest_codes_that_reach_it() {
+        let logits = [0.5_f32.ln(), 0.3_f32.ln(), 0.2_f32.ln()];
+        let sampling = Sampling { top_p: 0.6, ..plain() };
+        let mut rng = random::stream(2, "sample", 0);
+        assert!((0..500).all(|_| sampling.draw(&logits, &mut rng) < 2));
+    }
+
+    #[test]
+    fn guidance_of_one_is_the_conditional() {
+        let mut conditional = [1.0, -2.0];
+        guide(&mut conditional, &[0.5, 0.5], 1.0);
+        assert_eq!(conditional, [1.0, -2.0]);
+        guide(&mut conditional, &[0.0, 0.0], 3.0);
+        assert_eq!(conditional, [3.0, -6.0]);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        assert!(Sampling { temperature: -1.0, ..plain() }.validate(0).is_err());
+        assert!(Sampling { temperature: f32::NAN, ..plain() }.validate(0).is_err());
+        assert!(Sampling { top_p: 0.0, ..plain() }.validate(0).is_err());
+        assert!(Sampling { window: 10, keep: 10, ..plain() }.validate(0).is_err());
+        assert!(Sampling { window: 10, keep: 2, ..plain() }.validate(2).is_err());
+        assert!(Sampling { window: 10, keep: 3, ..plain() }.validate(2).is_ok());
+    }
+}

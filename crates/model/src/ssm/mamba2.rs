@@ -1,0 +1,265 @@
+//! Mamba-2 mixer: arXiv 2405.21060; tensor names and layout of `state-spaces/mamba` (`modules/mamba2.py`).
+//!
+//! `in_proj` rows are `[z | x | B | C | dt]`; one group; gate before the norm.
+//! Law: `forward` over a sequence equals its single `step`s in outputs, state and gradients.
+//! Masked frames leave convolution and state exactly as a missing frame would, if they come first.
+
+use burn::tensor::{Tensor, activation};
+use mambo_kernels::mamba2::TAPS;
+use serde::{Deserialize, Serialize};
+
+use crate::parameters::{Bound, Initialiser, Parameters, Role};
+
+use super::chunked_scan;
+
+/// Sizes of one Mamba-2 layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mamba2Config {
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// State entries per channel (N).
+    pub d_state: usize,
+    /// Inner width as a multiple of `d_model`.
+    pub expand: usize,
+    /// Channels per head (P).
+    pub head_dim: usize,
+    /// Frames per chunk of the scan; changes speed, never results.
+    pub chunk: usize,
+}
+
+impl Mamba2Config {
+    /// Inner width.
+    pub fn d_inner(&self) -> usize {
+        self.expand * self.d_model
+    }
+
+    /// Heads (H).
+    pub fn heads(&self) -> usize {
+        self.d_inner() / self.head_dim
+    }
+
+    /// Channels through the convolution: x, B and C.
+    pub fn conv_width(&self) -> usize {
+        self.d_inner() + 2 * self.d_state
+    }
+
+    /// Rows of `in_proj`.
+    pub fn projected(&self) -> usize {
+        self.d_inner() + self.conv_width() + self.heads()
+    }
+
+    /// The same sizes as the fused kernels name them.
+    pub fn kernel(&self) -> mambo_kernels::mamba2::Mamba2Config {
+        mambo_kernels::mamba2::Mamba2Config {
+            inner: self.d_inner(),
+            state: self.d_state,
+            heads: self.heads(),
+            groups: 1,
+            chunk: self.chunk,
+        }
+    }
+
+    /// Adds the layer's parameters under `prefix`, initialised as published;
+    /// `out_proj` is scaled by 1/sqrt(`residuals`), the number of residual additions of the network.
+    pub fn init(&self, prefix: &str, residuals: usize, draw: &mut Initialiser, into: &mut Parameters) {
+        let (inner, conv, heads) = (self.d_inner(), self.conv_width(), self.heads());
+        into.push(
+            format!("{prefix}.in_proj.weight"),
+            &[self.projected(), self.d_model],
+            Role::Decayed,
+            draw.fan_in(self.projected() * self.d_model, self.d_model),
+        );
+        into.push(
+            format!("{prefix}.conv1d.weight"),
+            &[conv, 1, TAPS],
+            Role::Free,
+            draw.fan_in(conv * TAPS, TAPS),
+        );
+        into.push(
+            format!("{prefix}.conv1d.bias"),
+            &[conv],
+            Role::Free,
+            draw.fan_in(conv, TAPS),
+        );
+        // Time steps log-uniform in [0.001, 0.1]; the bias is the inverse softplus of the draw.
+        let mut dt_bias = draw.uniform(heads, 0.001_f32.ln(), 0.1_f32.ln());
+        for value in &mut dt_bias {
+            let dt = value.exp().max(1e-4);
+            *value = dt + (-(-dt).exp_m1()).ln();
+        }
+        into.push(format!("{prefix}.dt_bias"), &[heads], Role::Free, dt_bias);
+        let a_log = draw.uniform(heads, 1.0, 16.0).iter().map(|a| a.ln()).collect();
+        into.push(format!("{prefix}.A_log"), &[heads], Role::Free, a_log);
+        into.push(format!("{prefix}.D"), &[heads], Role::Free, vec![1.0; heads]);
+        into.push(format!("{prefix}.norm.weight"), &[inner], Role::Free, vec![1.0; inner]);
+        let scale = 1.0 / (residuals as f32).sqrt();
+        let mut out = draw.fan_in(self.d_model * inner, inner);
+        out.iter_mut().for_each(|value| *value *= scale);
+        into.push(format!("{prefix}.out_proj.weight"), &[self.d_model, inner], Role::Decayed, out);
+    }
+}
+
+/// What one layer remembers between frames; its size does not depend on how many there were.
+#[derive(Debug, Clone)]
+pub struct Mamba2State {
+    /// The last three inputs of the convolution, oldest first: `[B, channels, 3]`.
+    pub conv_bcw: Tensor<3>,
+    /// State of the recurrence.
+    pub ssm_bhpn: Tensor<4>,
+}
+
+/// One layer's tensors, taken from bound parameters.
+#[derive(Debug, Clone)]
+pub struct Mamba2 {
+    config: Mamba2Config,
+    in_proj: Tensor<2>,
+    conv_weight_cw: Tensor<2>,
+    conv_bias_c: Tensor<1>,
+    dt_bias_h: Tensor<1>,
+    a_log_h: Tensor<1>,
+    d_h: Tensor<1>,
+    norm_weight: Tensor<1>,
+    out_proj: Tensor<2>,
+}
+
+/// dt far below zero before softplus: exactly zero after it, so the state stays untouched.
+const NO_TIME: f32 = -1.0e4;
+
+impl Mamba2 {
+    /// Takes the layer's tensors from `bound`.
+    pub fn new(config: &Mamba2Config, prefix: &str, bound: &Bound) -> Self {
+        Self {
+            config: config.clone(),
+            in_proj: bound.tensor(&format!("{prefix}.in_proj.weight")),
+            conv_weight_cw: bound
+                .tensor::<3>(&format!("{prefix}.conv1d.weight"))
+                .reshape([config.conv_width(), TAPS]),
+            conv_bias_c: bound.tensor(&format!("{prefix}.conv1d.bias")),
+            dt_bias_h: bound.tensor(&format!("{prefix}.dt_bias")),
+            a_log_h: bound.tensor(&format!("{prefix}.A_log")),
+            d_h: bound.tensor(&format!("{prefix}.D")),
+            norm_weight: bound.tensor(&format!("{prefix}.norm.weight")),
+            out_proj: bound.tensor(&format!("{prefix}.out_proj.weight")),
+        }
+    }
+
+    /// The state before the first frame.
+    pub fn start(&self, batch: usize) -> Mamba2State {
+        let (config, device) = (&self.config, self.in_proj.device());
+        Mamba2State {
+            conv_bcw: Tensor::zeros([batch, config.conv_width(), TAPS - 1], &device),
+            ssm_bhpn: Tensor::zeros(
+                [batch, config.heads(), config.head_dim, config.d_state],
+                &device,
+            ),
+        }
+    }
+
+    /// Many frames: `u_btd` to `y_btd`. `mask_bt` is 1 for frames that count and 0 for padding, which
+    /// must come before the frames that count.
+    pub fn forward(
+        &self,
+        u_btd: Tensor<3>,
+        mask_bt: Option<&Tensor<2>>,
+        state: Mamba2State,
+    ) -> (Tensor<3>, Mamba2State) {
+        let config = &self.config;
+        let [batch, frames, _] = u_btd.dims();
+        let (inner, size, heads) = (config.d_inner(), config.d_state, config.heads());
+        let mask_bt1 = mask_bt.map(|mask| mask.clone().reshape([batch, frames, 1]));
+        // A zero input makes zero convolution inputs: the same history as before a first frame.
+        let u_btd = match &mask_bt1 {
+            Some(mask) => u_btd * mask.clone(),
+            None => u_btd,
+        };
+        let zxbcdt = linear(u_btd, &self.in_proj, None);
+        let z_bti = zxbcdt.clone().narrow(2, 0, inner);
+        let xbc_btc = zxbcdt.clone().narrow(2, inner, config.conv_width());
+        let mut dt_bth = zxbcdt.narrow(2, inner + config.conv_width(), heads);
+        if let Some(mask) = mask_bt1 {
+            dt_bth = dt_bth + (mask - 1.0) * -NO_TIME;
+        }
+
+        let window = TAPS - 1;
+        let history = Tensor::cat(vec![state.conv_bcw.swap_dims(1, 2), xbc_btc], 1);
+        let conv_bcw = history.clone().narrow(1, frames, window).swap_dims(1, 2);
+        let mut sum = self.conv_bias_c.clone().reshape([1, 1, -1]);
+        for j in 0..TAPS {
+            let weight = self.conv_weight_cw.clone().narrow(1, j, 1).reshape([1, 1, -1]);
+            sum = history.clone().narrow(1, j, frames) * weight + sum;
+        }
+        let xbc_btc = activation::silu(sum);
+
+        let x_bthp =
+            xbc_btc.clone().narrow(2, 0, inner).reshape([batch, frames, heads, config.head_dim]);
+        let dt_bth = activation::softplus(dt_bth + self.dt_bias_h.clone().reshape([1, 1, heads]), 1.0);
+        let (y_bthp, ssm_bhpn) = chunked_scan(
+            x_bthp.clone(),
+            dt_bth,
+            self.a_log_h.clone().exp().neg(),
+            xbc_btc.clone().narrow(2, inner, size),
+            xbc_btc.narrow(2, inner + size, size),
+            state.ssm_bhpn,
+            config.chunk,
+        );
+        let y_bthp = y_bthp + x_bthp * self.d_h.clone().reshape([1, 1, heads, 1]);
+        let gated = y_bthp.reshape([batch, frames, inner]) * activation::silu(z_bti);
+        let y_btd = linear(rms_norm(gated, &self.norm_weight), &self.out_proj, None);
+        (y_btd, Mamba2State { conv_bcw, ssm_bhpn })
+    }
+
+    /// One frame: `u_bd` to `y_bd`, by the recurrence itself.
+    pub fn step(&self, u_bd: Tensor<2>, state: Mamba2State) -> (Tensor<2>, Mamba2State) {
+        let config = &self.config;
+        let [batch, _] = u_bd.dims();
+        let (inner, size, heads) = (config.d_inner(), config.d_state, config.heads());
+        let (width, conv_width) = (config.head_dim, config.conv_width());
+        let zxbcdt = u_bd.matmul(self.in_proj.clone().transpose());
+        let z_bi = zxbcdt.clone().narrow(1, 0, inner);
+        let xbc_bc = zxbcdt.clone().narrow(1, inner, conv_width);
+        let dt_bh = zxbcdt.narrow(1, inner + conv_width, heads);
+
+        let history = Tensor::cat(vec![state.conv_bcw, xbc_bc.reshape([batch, conv_width, 1])], 2);
+        let weight_1cw = self.conv_weight_cw.clone().unsqueeze::<3>();
+        let sum = (history.clone() * weight_1cw).sum_dim(2).reshape([batch, conv_width])
+            + self.conv_bias_c.clone().reshape([1, conv_width]);
+        let conv_bcw = history.narrow(2, 1, TAPS - 1);
+        let xbc_bc = activation::silu(sum);
+
+        let x_bhp = xbc_bc.clone().narrow(1, 0, inner).reshape([batch, heads, width, 1]);
+        let b_bn = xbc_bc.clone().narrow(1, inner, size).reshape([batch, 1, 1, size]);
+        let c_bn = xbc_bc.narrow(1, inner + size, size).reshape([batch, 1, 1, size]);
+        let dt = activation::softplus(dt_bh + self.dt_bias_h.clone().reshape([1, heads]), 1.0)
+            .reshape([batch, heads, 1, 1]);
+        let decay = (dt.clone() * self.a_log_h.clone().exp().neg().reshape([1, heads, 1, 1])).exp();
+        let ssm_bhpn = state.ssm_bhpn * decay + x_bhp.clone() * dt * b_bn;
+        let y = (ssm_bhpn.clone() * c_bn).sum_dim(3) + x_bhp * self.d_h.clone().reshape([1, heads, 1, 1]);
+        let gated = y.reshape([batch, inner]) * activation::silu(z_bi);
+        let y_bd = rms_norm(gated, &self.norm_weight).matmul(self.out_proj.clone().transpose());
+        (y_bd, Mamba2State { conv_bcw, ssm_bhpn })
+    }
+}
+
+/// `x W^T + b` over the last axis, as one matrix product over all rows.
+pub(crate) fn linear(x_btd: Tensor<3>, weight_od: &Tensor<2>, bias_o: Option<&Tensor<1>>) -> Tensor<3> {
+    let [batch, frames, width] = x_btd.dims();
+    let out = weight_od.dims()[0];
+    let y = x_btd.reshape([batch * frames, width]).matmul(weight_od.clone().transpose());
+    let y = match bias_o {
+        Some(bias) => y + bias.clone().reshape([1, out]),
+        None => y,
+    };
+    y.reshape([batch, frames, out])
+}
+
+/// Epsilon of every RMSNorm here.
+pub const NORM_EPSILON: f32 = 1e-5;
+
+/// `x / sqrt(mean(x^2) + 1e-5) * weight` over the last axis.
+pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>) -> Tensor<D> {
+    let mut shape = [1; D];
+    shape[D - 1] = weight.dims()[0];
+    let scale = (x.clone().square().mean_dim(D - 1) + NORM_EPSILON).sqrt().recip();
+    x * scale * weight.clone().reshape(shape)
+}

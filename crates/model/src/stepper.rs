@@ -1,0 +1,294 @@
+//! Decoding on plain slices: the same network as [`crate::lm::Lm`], one frame at a time, without tensors.
+//!
+//! Law: its logits equal those of `Lm::step` up to rounding. Streams (caption and null text) advance
+//! together, so that each weight is read once per frame; the state's size never changes.
+
+use burn::tensor::Device;
+use mambo_kernels::mamba2 as kernel;
+use mambo_kernels::matmul::{Strided, matmul};
+
+use crate::lm::{Lm, LmConfig};
+use crate::parameters::Parameters;
+use crate::ssm::mamba2::NORM_EPSILON;
+
+/// Output columns per panel of a [`Packed`] matrix: whole vectors of every instruction set.
+const PANEL: usize = 32;
+
+/// A linear layer `[out, in]` re-laid as panels of 32 outputs, each read front to back once per frame.
+struct Packed {
+    inputs: usize,
+    outputs: usize,
+    panels: Vec<f32>,
+}
+
+impl Packed {
+    /// From row-major `[out, in]`.
+    fn new(weight: &[f32], inputs: usize) -> Self {
+        let outputs = weight.len() / inputs;
+        let mut panels = vec![0.0; outputs.div_ceil(PANEL) * PANEL * inputs];
+        for (o, row) in weight.chunks_exact(inputs).enumerate() {
+            let panel = &mut panels[o / PANEL * PANEL * inputs..];
+            row.iter().enumerate().for_each(|(i, &value)| panel[i * PANEL + o % PANEL] = value);
+        }
+        Self { inputs, outputs, panels }
+    }
+
+    /// `out[rows, outputs] += x[rows, inputs] W^T`.
+    fn add(&self, x: &[f32], out: &mut [f32], rows: usize) {
+        let mut block = vec![0.0; rows * PANEL];
+        for (p, panel) in self.panels.chunks_exact(PANEL * self.inputs).enumerate() {
+            let left = Strided::rows(x, self.inputs);
+            matmul(rows, PANEL, self.inputs, left, panel, PANEL, &mut block, PANEL, false);
+            let width = PANEL.min(self.outputs - p * PANEL);
+            for (row, sums) in block.chunks_exact(PANEL).enumerate() {
+                let at = row * self.outputs + p * PANEL;
+                out[at..at + width].iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+            }
+        }
+    }
+}
+
+struct Block {
+    mixer_norm: Vec<f32>,
+    in_proj: Packed,
+    conv_weight: Vec<f32>,
+    conv_bias: Vec<f32>,
+    dt_bias: Vec<f32>,
+    a_log: Vec<f32>,
+    d_skip: Vec<f32>,
+    gate_norm: Vec<f32>,
+    out_proj: Packed,
+    ff_norm: Vec<f32>,
+    ff_in: Packed,
+    ff_in_bias: Vec<f32>,
+    ff_out: Packed,
+    ff_out_bias: Vec<f32>,
+}
+
+struct HeadWeights {
+    table: Packed,
+    bias: Vec<f32>,
+    same_again: Option<(Vec<f32>, f32)>,
+}
+
+/// The model's weights, ready for decoding.
+pub struct Stepper {
+    config: LmConfig,
+    kernel: kernel::Mamba2Config,
+    condition: Packed,
+    condition_bias: Vec<f32>,
+    condition_norm: Vec<f32>,
+    condition_norm_bias: Vec<f32>,
+    null_prefix: Vec<f32>,
+    embedding: Vec<Vec<f32>>,
+    blocks: Vec<Block>,
+    final_norm: Vec<f32>,
+    heads: Vec<HeadWeights>,
+}
+
+/// What the streams remember: per layer, one stream after the other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepperState {
+    streams: usize,
+    conv: Vec<Vec<f32>>,
+    ssm: Vec<Vec<f32>>,
+}
+
+impl StepperState {
+    /// Streams that advance together.
+    pub fn streams(&self) -> usize {
+        self.streams
+    }
+
+    /// Bytes held; constant while generating.
+    pub fn bytes(&self) -> usize {
+        self.conv.iter().chain(&self.ssm).map(|layer| 4 * layer.len()).sum()
+    }
+
+    /// Adds the streams of `other` behind these.
+    pub fn join(mut self, other: Self) -> Self {
+        self.streams += other.streams;
+        let layers = self.conv.iter_mut().chain(&mut self.ssm);
+        layers.zip(other.conv.into_iter().chain(other.ssm)).for_each(|(layer, more)| layer.extend(more));
+        self
+    }
+}
+
+impl Stepper {
+    /// Takes the weights. Tables that are sums and products of parameters are formed once, here.
+    ///
+    /// # Panics
+    /// When `parameters` were not made by [`LmConfig::init`] of the same configuration.
+    pub fn new(config: &LmConfig, parameters: &Parameters) -> Self {
+        let values = |name: &str| -> Vec<f32> {
+            parameters.get(name).unwrap_or_else(|| panic!("no parameter `{name}`")).values.clone()
+        };
+        let model = Lm::new(config, &parameters.bind(&Device::flex()));
+        let (embedding, head) = model.tables();
+        let floats = |tensor: &burn::tensor::Tensor<2>| -> Vec<f32> {
+            tensor.to_data().try_to_vec_as::<f32>().expect("tables are f32")
+        };
+        let width = config.d_model;
+        let heads = head
+            .iter()
+            .enumerate()
+            .map(|(k, table)| HeadWeights {
+                table: Packed::new(&floats(table), width),
+                bias: values(&format!("lm_head.{k}.bias")),
+                same_again: config.same_again.then(|| {
+                    (values(&format!("same_again.{k}.weight")), values(&format!("same_again.{k}.bias"))[0])
+                }),
+            })
+            .collect();
+        let blocks = (0..config.layers)
+            .map(|i| {
+                let mixer = |name: &str| values(&format!("backbone.{i}.mamba.mamba.{name}"));
+                let ff = |name: &str| values(&format!("backbone.{i}.ff.{name}"));
+                Block {
+                    mixer_norm: values(&format!("backbone.{i}.mamba.norm.weight")),
+                    in_proj: Packed::new(&mixer("in_proj.weight"), width),
+                    conv_weight: mixer("conv1d.weight"),
+                    conv_bias: mixer("conv1d.bias"),
+                    dt_bias: mixer("dt_bias"),
+                    a_log: mixer("A_log"),
+                    d_skip: mixer("D"),
+                    gate_norm: mixer("norm.weight"),
+                    out_proj: Packed::new(&mixer("out_proj.weight"), config.mixer().d_inner()),
+                    ff_norm: ff("norm.weight"),
+                    ff_in: Packed::new(&ff("feed_forward.0.weight"), width),
+                    ff_in_bias: ff("feed_forward.0.bias"),
+                    ff_out: Packed::new(&ff("feed_forward.3.weight"), config.ff_multiple * width),
+                    ff_out_bias: ff("feed_forward.3.bias"),
+                }
+            })
+            .collect();
+        Self {
+            config: config.clone(),
+            kernel: config.mixer().kernel(),
+            condition: Packed::new(&values("condition_linear.weight"), config.text_width),
+            condition_bias: values("condition_linear.bias"),
+            condition_norm: values("condition_norm.weight"),
+            condition_norm_bias: values("condition_norm.bias"),
+            null_prefix: values("null_prefix"),
+            embedding: embedding.iter().map(floats).collect(),
+            blocks,
+            final_norm: values("final_norm.weight"),
+            heads,
+        }
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &LmConfig {
+        &self.config
+    }
+
+    /// The state of one stream after reading a caption (`[tokens, text_width]`) or, with `None`, the null text.
+    ///
+    /// # Panics
+    /// When the caption is no multiple of the text width.
+    pub fn start(&self, text: Option<&[f32]>) -> StepperState {
+        let config = &self.config;
+        let mut state = StepperState {
+            streams: 1,
+            conv: vec![vec![0.0; self.kernel.conv_state_size()]; config.layers],
+            ssm: vec![vec![0.0; self.kernel.ssm_state_size()]; config.layers],
+        };
+        match text.filter(|text| !text.is_empty()) {
+            Some(text) => {
+                assert_eq!(text.len() % config.text_width, 0, "text states must be [tokens, width]");
+                for token in text.chunks_exact(config.text_width) {
+                    let mut x = self.condition_bias.clone();
+                    self.condition.add(token, &mut x, 1);
+                    layer_norm(&mut x, &self.condition_norm, &self.condition_norm_bias);
+                    self.advance(x, &mut state);
+                }
+            }
+            None => {
+                for token in self.null_prefix.chunks_exact(config.d_model) {
+                    self.advance(token.to_vec(), &mut state);
+                }
+            }
+        }
+        state
+    }
+
+    /// Feeds one column of K codes to every stream; returns the final hidden states `[streams, d]`.
+    pub fn feed(&self, column: &[u16], state: &mut StepperState) -> Vec<f32> {
+        let width = self.config.d_model;
+        let mut x = vec![0.0; width];
+        for (table, &code) in self.embedding.iter().zip(column) {
+            let row = &table[usize::from(code) * width..(usize::from(code) + 1) * width];
+            x.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        self.advance(x.repeat(state.streams), state)
+    }
+
+    /// Feeds one column and returns the logits of each codebook, `[streams, cardinality]`.
+    pub fn step(&self, column: &[u16], state: &mut StepperState) -> Vec<Vec<f32>> {
+        let (width, codes) = (self.config.d_model, self.config.cardinality);
+        let hidden = self.feed(column, state);
+        let logits = |(head, &heard): (&HeadWeights, &u16)| {
+            let mut logits = head.bias.repeat(state.streams);
+            head.table.add(&hidden, &mut logits, state.streams);
+            if let (Some((weight, bias)), true) = (&head.same_again, usize::from(heard) < codes) {
+                for (row, h) in logits.chunks_exact_mut(codes).zip(hidden.chunks_exact(width)) {
+                    let gate: f32 = weight.iter().zip(h).map(|(a, b)| a * b).sum();
+                    row[usize::from(heard)] += bias + gate;
+                }
+            }
+            logits
+        };
+        self.heads.iter().zip(column).map(logits).collect()
+    }
+
+    /// Runs the stack on `h` (`[streams, d]`) and returns the final normed states.
+    fn advance(&self, mut h: Vec<f32>, state: &mut StepperState) -> Vec<f32> {
+        let rows = state.streams;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let normed = rms_norm(&h, &block.mixer_norm);
+            let mut projected = vec![0.0; rows * self.kernel.projected()];
+            block.in_proj.add(&normed, &mut projected, rows);
+            let mut gated = vec![0.0; rows * self.kernel.inner];
+            let weights = kernel::Weights {
+                conv_weight: &block.conv_weight,
+                conv_bias: &block.conv_bias,
+                dt_bias: &block.dt_bias,
+                a_log: &block.a_log,
+                d_skip: &block.d_skip,
+                norm: &block.gate_norm,
+            };
+            let (conv, ssm) = (&mut state.conv[i], &mut state.ssm[i]);
+            kernel::step(&self.kernel, rows, &projected, &weights, conv, ssm, &mut gated);
+            block.out_proj.add(&gated, &mut h, rows);
+
+            let normed = rms_norm(&h, &block.ff_norm);
+            let mut wide = block.ff_in_bias.repeat(rows);
+            block.ff_in.add(&normed, &mut wide, rows);
+            gelu(&mut wide);
+            for row in h.chunks_exact_mut(block.ff_out_bias.len()) {
+                row.iter_mut().zip(&block.ff_out_bias).for_each(|(h, bias)| *h += bias);
+            }
+            block.ff_out.add(&wide, &mut h, rows);
+        }
+        rms_norm(&h, &self.final_norm)
+    }
+}
+
+fn rms_norm(x: &[f32], weight: &[f32]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len());
+    for row in x.chunks_exact(weight.len()) {
+        let square: f32 = row.iter().map(|value| value * value).sum();
+        let scale = 1.0 / (square / row.len() as f32 + NORM_EPSILON).sqrt();
+        out.extend(row.iter().zip(weight).map(|(value, weight)| value * scale * weight));
+    }
+    out
+}
+
+fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32]) {
+    let mean = x.iter().sum::<f32>() / x.len() as f32;
+    let variance = x.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / x.len() as f32;
+    let scale = 1.0 / (variance + NORM_EPSILON).sqrt();
+    for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
+        *x = (*x - mean) * scale * weight + bias;
+    }
+}

@@ -1,0 +1,496 @@
+//! Laws of the language model: forward == fold(step), chunks, padding, null text, decoding, generation.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use mambo_model::backbone::Dropout;
+use mambo_model::generate::{Generator, LmFile};
+use mambo_model::lm::{Head, Lm, LmConfig, LossConfig, TextBatch, loss};
+use mambo_model::parameters::{Initialiser, Parameters};
+use mambo_model::random;
+use mambo_model::sampler::Sampling;
+use mambo_model::ssm::{Mamba2, Mamba2Config, Mamba2State};
+use mambo_model::stepper::Stepper;
+use mambo_model::tokens::CodecSpec;
+use proptest::prelude::*;
+
+fn mixer(chunk: usize) -> Mamba2Config {
+    Mamba2Config { d_model: 24, d_state: 16, expand: 2, head_dim: 16, chunk }
+}
+
+fn mixer_parameters(config: &Mamba2Config, seed: u64) -> Parameters {
+    let mut parameters = Parameters::new();
+    config.init("m", 1, &mut Initialiser::seeded(seed), &mut parameters);
+    // The default time steps are tiny; larger ones make decay and state matter in few frames.
+    let dt = parameters.values_mut("m.dt_bias").unwrap();
+    dt.iter_mut().for_each(|value| *value += 3.0);
+    parameters
+}
+
+fn noise(seed: u64, count: usize) -> Vec<f32> {
+    let mut rng = random::stream(seed, "noise", 0);
+    (0..count).map(|_| random::normal(&mut rng)).collect()
+}
+
+fn tensor3(values: &[f32], shape: [usize; 3], device: &Device) -> Tensor<3> {
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
+}
+
+fn floats<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
+    tensor.to_data().try_to_vec_as::<f32>().unwrap()
+}
+
+fn assert_close(name: &str, a: &[f32], b: &[f32], tolerance: f32) {
+    assert_eq!(a.len(), b.len(), "{name}");
+    let largest = a.iter().fold(1e-3_f32, |most, value| most.max(value.abs()));
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!((a - b).abs() <= tolerance * largest, "{name}[{i}]: {a} and {b} (largest {largest})");
+    }
+}
+
+/// A scalar that depends on all outputs and the final state, each place with its own weight.
+fn probe(y_btd: Tensor<3>, state: &Mamba2State, seed: u64) -> Tensor<1> {
+    let device = y_btd.device();
+    let weigh = |tensor: Tensor<1>, seed: u64| {
+        let count = tensor.dims()[0];
+        let weights = Tensor::<1>::from_data(TensorData::new(noise(seed, count), [count]), &device);
+        (tensor * weights).sum()
+    };
+    let flat = |tensor: Tensor<3>| {
+        let count = tensor.dims().iter().product::<usize>();
+        tensor.reshape([count])
+    };
+    let count = state.ssm_bhpn.dims().iter().product::<usize>();
+    weigh(flat(y_btd), seed)
+        + weigh(flat(state.conv_bcw.clone()), seed + 1)
+        + weigh(state.ssm_bhpn.clone().reshape([count]), seed + 2)
+}
+
+/// Outputs, final state and gradients of a mixer run by `body` on an autodiff device.
+fn with_gradients(
+    parameters: &Parameters,
+    config: &Mamba2Config,
+    input: &[f32],
+    shape: [usize; 3],
+    body: impl Fn(&Mamba2, Tensor<3>) -> (Tensor<3>, Mamba2State),
+) -> (Vec<f32>, Vec<f32>, Vec<f32>, Vec<Vec<f32>>) {
+    let device = Device::flex().autodiff();
+    let bound = parameters.bind(&device);
+    let model = Mamba2::new(config, "m", &bound);
+    let u_btd = tensor3(input, shape, &device).require_grad();
+    let (y_btd, state) = body(&model, u_btd.clone());
+    let outputs = (floats(&y_btd), floats(&state.conv_bcw), floats(&state.ssm_bhpn));
+    let gradients = probe(y_btd, &state, 77).backward();
+    let input_gradient = floats(&u_btd.grad(&gradients).unwrap());
+    let mut all = bound.gradients(gradients);
+    all.push(input_gradient);
+    (outputs.0, outputs.1, outputs.2, all)
+}
+
+fn folded(model: &Mamba2, u_btd: Tensor<3>) -> (Tensor<3>, Mamba2State) {
+    let [batch, frames, width] = u_btd.dims();
+    let mut state = model.start(batch);
+    let mut outputs = Vec::new();
+    for t in 0..frames {
+        let u_bd = u_btd.clone().narrow(1, t, 1).reshape([batch, width]);
+        let (y_bd, next) = model.step(u_bd, state);
+        outputs.push(y_bd.reshape([batch, 1, width]));
+        state = next;
+    }
+    (Tensor::cat(outputs, 1), state)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10))]
+
+    #[test]
+    fn mixer_forward_equals_its_steps_in_outputs_state_and_gradients(
+        seed in 0u64..1000, batch in 1usize..3, frames in 1usize..21, chunk in 1usize..9,
+    ) {
+        let config = mixer(chunk);
+        let parameters = mixer_parameters(&config, seed);
+        let shape = [batch, frames, config.d_model];
+        let input = noise(seed + 1, shape.iter().product());
+        let whole = with_gradients(&parameters, &config, &input, shape, |model, u| {
+            model.forward(u, None, model.start(batch))
+        });
+        let steps = with_gradients(&parameters, &config, &input, shape, folded);
+        assert_close("output", &whole.0, &steps.0, 2e-5);
+        assert_close("conv state", &whole.1, &steps.1, 2e-5);
+        assert_close("ssm state", &whole.2, &steps.2, 2e-5);
+        for (i, (a, b)) in whole.3.iter().zip(&steps.3).enumerate() {
+            let name = parameters.list().get(i).map_or("input", |parameter| parameter.name.as_str());
+            assert_close(name, a, b, 1e-4);
+        }
+    }
+
+    #[test]
+    fn mixer_is_invariant_to_chunks_and_to_where_a_sequence_is_cut(
+        seed in 0u64..1000, frames in 2usize..40, chunk in 1usize..50, cut in any::<prop::sample::Index>(),
+    ) {
+        let (one, other) = (mixer(1), mixer(chunk));
+        let parameters = mixer_parameters(&one, seed);
+        let device = Device::flex();
+        let bound = parameters.bind(&device);
+        let (a, b) = (Mamba2::new(&one, "m", &bound), Mamba2::new(&other, "m", &bound));
+        let u = tensor3(&noise(seed, frames * 24), [1, frames, 24], &device);
+        let (y, state) = a.forward(u.clone(), None, a.start(1));
+        let (y_chunked, state_chunked) = b.forward(u.clone(), None, b.start(1));
+        assert_close("chunks", &floats(&y), &floats(&y_chunked), 2e-5);
+        assert_close("state", &floats(&state.ssm_bhpn), &floats(&state_chunked.ssm_bhpn), 2e-5);
+        let cut = 1 + cut.index(frames - 1);
+        let (first, between) = b.forward(u.clone().narrow(1, 0, cut), None, b.start(1));
+        let (second, end) = b.forward(u.narrow(1, cut, frames - cut), None, between);
+        assert_close("cut", &floats(&y), &floats(&Tensor::cat(vec![first, second], 1)), 2e-5);
+        assert_close("cut state", &floats(&state.ssm_bhpn), &floats(&end.ssm_bhpn), 2e-5);
+        assert_close("cut history", &floats(&state.conv_bcw), &floats(&end.conv_bcw), 2e-5);
+    }
+
+    #[test]
+    fn masked_frames_in_front_are_as_if_absent(seed in 0u64..1000, padding in 1usize..9, frames in 1usize..12) {
+        let config = mixer(4);
+        let parameters = mixer_parameters(&config, seed);
+        let device = Device::flex();
+        let model = Mamba2::new(&config, "m", &parameters.bind(&device));
+        let u = noise(seed, frames * 24);
+        let (y, state) = model.forward(tensor3(&u, [1, frames, 24], &device), None, model.start(1));
+        // Padding holds garbage on purpose.
+        let padded: Vec<f32> = noise(seed + 9, padding * 24).into_iter().map(|x| 50.0 * x).chain(u).collect();
+        let mask: Vec<f32> = (0..padding + frames).map(|t| f32::from(u8::from(t >= padding))).collect();
+        let mask = Tensor::<2>::from_data(TensorData::new(mask, [1, padding + frames]), &device);
+        let padded = tensor3(&padded, [1, padding + frames, 24], &device);
+        let (y_padded, state_padded) = model.forward(padded, Some(&mask), model.start(1));
+        assert_close("output", &floats(&y), &floats(&y_padded.narrow(1, padding, frames)), 2e-5);
+        assert_close("state", &floats(&state.ssm_bhpn), &floats(&state_padded.ssm_bhpn), 2e-5);
+        assert_close("history", &floats(&state.conv_bcw), &floats(&state_padded.conv_bcw), 2e-5);
+    }
+}
+
+/// The layer's equations in f64 loops, straight from the paper; independent of every tensor operation.
+fn golden(config: &Mamba2Config, parameters: &Parameters, input: &[f32], frames: usize) -> Vec<f64> {
+    let get = |name: &str| -> Vec<f64> {
+        parameters.get(&format!("m.{name}")).unwrap().values.iter().map(|&value| f64::from(value)).collect()
+    };
+    let (inner, size, heads, channels) =
+        (config.d_inner(), config.d_state, config.heads(), config.conv_width());
+    let (w_in, w_conv, b_conv, w_out) =
+        (get("in_proj.weight"), get("conv1d.weight"), get("conv1d.bias"), get("out_proj.weight"));
+    let (dt_bias, a_log, d, gain) = (get("dt_bias"), get("A_log"), get("D"), get("norm.weight"));
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    let mut past = vec![vec![0.0; channels]; 3];
+    let mut state = vec![0.0; inner * size];
+    let mut out = Vec::new();
+    for t in 0..frames {
+        let u: Vec<f64> = input[t * config.d_model..][..config.d_model].iter().map(|&x| f64::from(x)).collect();
+        let z: Vec<f64> = w_in.chunks(config.d_model).map(|row| row.iter().zip(&u).map(|(w, x)| w * x).sum()).collect();
+        past.push(z[inner..inner + channels].to_vec());
+        let xbc: Vec<f64> = (0..channels)
+            .map(|c| silu(b_conv[c] + (0..4).map(|j| w_conv[c * 4 + j] * past[past.len() - 4 + j][c]).sum::<f64>()))
+            .collect();
+        let mut gated = vec![0.0; inner];
+        for c in 0..inner {
+            let head = c / config.head_dim;
+            let dt = (1.0 + (z[inner + channels + head] + dt_bias[head]).exp()).ln();
+            let decay = (-dt * a_log[head].exp()).exp();
+            let mut sum = d[head] * xbc[c];
+            for n in 0..size {
+                let s = &mut state[c * size + n];
+                *s = decay * *s + dt * xbc[c] * xbc[inner + n];
+                sum += *s * xbc[inner + size + n];
+            }
+            gated[c] = sum * silu(z[c]);
+        }
+        let scale = 1.0 / (gated.iter().map(|v| v * v).sum::<f64>() / inner as f64 + 1e-5).sqrt();
+        let normed: Vec<f64> = gated.iter().zip(&gain).map(|(v, g)| v * scale * g).collect();
+        out.extend(w_out.chunks(inner).map(|row| row.iter().zip(&normed).map(|(w, x)| w * x).sum::<f64>()));
+        assert_eq!(heads * config.head_dim, inner);
+    }
+    out
+}
+
+#[test]
+fn mixer_matches_the_equations_in_f64() {
+    let config = mixer(8);
+    let mut parameters = mixer_parameters(&config, 5);
+    for name in ["m.D", "m.norm.weight"] {
+        let values = parameters.values_mut(name).unwrap();
+        let draws = noise(31, values.len());
+        values.iter_mut().zip(draws).for_each(|(value, draw)| *value += 0.3 * draw);
+    }
+    let frames = 37;
+    let input = noise(6, frames * config.d_model);
+    let expected: Vec<f32> = golden(&config, &parameters, &input, frames).iter().map(|&x| x as f32).collect();
+    let device = Device::flex();
+    let model = Mamba2::new(&config, "m", &parameters.bind(&device));
+    let (y, _) = model.forward(tensor3(&input, [1, frames, config.d_model], &device), None, model.start(1));
+    assert_close("golden", &expected, &floats(&y), 1e-5);
+    assert_eq!(heads_of(&config), 3);
+}
+
+fn heads_of(config: &Mamba2Config) -> usize {
+    config.heads()
+}
+
+fn config(head: Head, codebooks: usize) -> LmConfig {
+    LmConfig {
+        codebooks,
+        delays: (0..codebooks).collect(),
+        cardinality: 40,
+        d_model: 32,
+        layers: 2,
+        d_state: 16,
+        head_dim: 16,
+        expand: 2,
+        chunk: 8,
+        ff_multiple: 2,
+        text_width: 12,
+        null_tokens: 2,
+        head,
+        codec_width: 5,
+        same_again: true,
+    }
+}
+
+/// Parameters with everything that starts at zero moved away from it, so that no path is silent.
+fn lively(config: &LmConfig, seed: u64) -> Parameters {
+    let vectors = noise(seed + 3, config.codebooks * config.cardinality * config.codec_width);
+    let mut parameters = config.init(&vectors, &mut Initialiser::seeded(seed)).unwrap();
+    for (i, parameter) in parameters.list_mut().iter_mut().enumerate() {
+        if parameter.values.iter().all(|&value| value == 0.0) || parameter.name.ends_with("dt_bias") {
+            let draws = noise(seed + 50 + i as u64, parameter.values.len());
+            parameter.values.iter_mut().zip(draws).for_each(|(value, draw)| *value += 0.3 * draw);
+        }
+    }
+    parameters
+}
+
+fn random_codes(config: &LmConfig, seed: u64, count: usize) -> Vec<u16> {
+    let mut rng = random::stream(seed, "codes", 0);
+    (0..count).map(|_| random::below(&mut rng, config.cardinality + 1) as u16).collect()
+}
+
+#[test]
+fn model_in_one_pass_equals_start_and_steps_and_the_slice_decoder() {
+    for (head, codebooks) in [(Head::Tied, 1), (Head::Free, 3), (Head::Factored, 2)] {
+        let config = config(head, codebooks);
+        let parameters = lively(&config, 4);
+        let model = Lm::new(&config, &parameters.bind(&Device::flex()));
+        let frames = 13;
+        let codes = random_codes(&config, 8, codebooks * frames);
+        let caption = noise(2, 7 * config.text_width);
+        for text in [Some(caption.as_slice()), None] {
+            let batch = TextBatch::new(&config, &[text]);
+            let whole = model.forward_with_text(&batch, &codes, &mut Dropout::off());
+            let (after, _) = model.forward(&codes, 1, model.start(&batch));
+            let stepper = Stepper::new(&config, &parameters);
+            let mut slices = stepper.start(text);
+            let mut state = model.start(&batch);
+            for t in 0..frames {
+                let column: Vec<u16> = (0..codebooks).map(|k| codes[k * frames + t]).collect();
+                let (logits, next) = model.step(&column, 1, state);
+                let decoded = stepper.step(&column, &mut slices);
+                state = next;
+                for k in 0..codebooks {
+                    let expected = floats(&whole[k].clone().narrow(0, t, 1));
+                    assert_close("start and forward", &expected, &floats(&after[k].clone().narrow(0, t, 1)), 1e-4);
+                    assert_close("steps", &expected, &floats(&logits[k]), 1e-4);
+                    assert_close("slices", &expected, &decoded[k], 1e-4);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn streams_decoded_together_equal_streams_decoded_alone() {
+    let config = config(Head::Tied, 2);
+    let stepper = Stepper::new(&config, &lively(&config, 4));
+    let caption = noise(2, 3 * config.text_width);
+    let mut both = stepper.start(Some(&caption)).join(stepper.start(None));
+    let (mut one, mut two) = (stepper.start(Some(&caption)), stepper.start(None));
+    for t in 0..9 {
+        let column = random_codes(&config, t, 2);
+        let together = stepper.step(&column, &mut both);
+        let (a, b) = (stepper.step(&column, &mut one), stepper.step(&column, &mut two));
+        for k in 0..2 {
+            assert_close("first", &together[k][..40], &a[k], 1e-5);
+            assert_close("second", &together[k][40..], &b[k], 1e-5);
+        }
+    }
+}
+
+#[test]
+fn text_padding_and_neighbours_in_the_batch_change_nothing() {
+    let config = config(Head::Tied, 2);
+    let device = Device::flex().autodiff();
+    let parameters = lively(&config, 9);
+    let (short, long) = (noise(1, 2 * config.text_width), noise(2, 9 * config.text_width));
+    let codes = random_codes(&config, 3, 2 * 2 * 10);
+    let alone = |text: Option<&[f32]>, codes: &[u16], length: usize| {
+        let bound = parameters.bind(&device);
+        let model = Lm::new(&config, &bound);
+        let batch = TextBatch::padded(&config, &[text], length);
+        let logits = model.forward_with_text(&batch, codes, &mut Dropout::off());
+        let values: Vec<Vec<f32>> = logits.iter().map(floats).collect();
+        let loss = loss(&config, &LossConfig::default(), &logits, codes, 1);
+        (values, bound.gradients(loss.total.backward()))
+    };
+    for text in [Some(short.as_slice()), None] {
+        let (exact, exact_gradients) = alone(text, &codes[..20], 0);
+        let (padded, padded_gradients) = alone(text, &codes[..20], 23);
+        for k in 0..2 {
+            assert_close("padded", &exact[k], &padded[k], 1e-5);
+        }
+        for ((a, b), parameter) in exact_gradients.iter().zip(&padded_gradients).zip(parameters.list()) {
+            assert_close(&parameter.name, a, b, 1e-4);
+        }
+    }
+    let model = Lm::new(&config, &parameters.bind(&Device::flex()));
+    let batch = TextBatch::new(&config, &[Some(&short), Some(&long)]);
+    let both = model.forward_with_text(&batch, &codes, &mut Dropout::off());
+    let (first, _) = alone(Some(&short), &codes[..20], 0);
+    let (second, _) = alone(Some(&long), &codes[20..], 0);
+    for k in 0..2 {
+        assert_close("first of two", &first[k], &floats(&both[k].clone().narrow(0, 0, 10)), 1e-4);
+        assert_close("second of two", &second[k], &floats(&both[k].clone().narrow(0, 10, 10)), 1e-4);
+    }
+}
+
+#[test]
+fn a_dropped_caption_trains_the_null_text_and_nothing_of_the_text_path() {
+    let config = config(Head::Tied, 1);
+    let parameters = lively(&config, 9);
+    let codes = random_codes(&config, 3, 10);
+    let text = noise(1, 4 * config.text_width);
+    for caption in [None, Some(text.as_slice())] {
+        let bound = parameters.bind(&Device::flex().autodiff());
+        let model = Lm::new(&config, &bound);
+        let logits = model.forward_with_text(&TextBatch::new(&config, &[caption]), &codes, &mut Dropout::off());
+        let total = loss(&config, &LossConfig::default(), &logits, &codes, 1).total;
+        let gradients = bound.gradients(total.backward());
+        let moved = |name: &str| {
+            let at = parameters.list().iter().position(|parameter| parameter.name == name).unwrap();
+            gradients[at].iter().any(|value| value.abs() > 1e-9)
+        };
+        assert_eq!(moved("null_prefix"), caption.is_none());
+        assert_eq!(moved("condition_linear.weight"), caption.is_some());
+        assert!(moved("embedding.0.weight") && moved("same_again.0.weight") && moved("codec_head.0"));
+    }
+}
+
+#[test]
+fn loss_ignores_specials_and_counts_codes() {
+    let config = config(Head::Free, 2);
+    let model = Lm::new(&config, &lively(&config, 1).bind(&Device::flex()));
+    let codes = random_codes(&config, 3, 2 * 6);
+    let logits = model.forward_with_text(&TextBatch::new(&config, &[None]), &codes, &mut Dropout::off());
+    let targets = [1, 2, 40, 3, 4, 5, 40, 40, 6, 7, 8, 9];
+    let options = LossConfig { label_smoothing: 0.1, level_weights: vec![3.0, 1.0] };
+    let result = loss(&config, &options, &logits, &targets, 1);
+    assert_eq!(result.counts, [5, 4]);
+    let mut total = 0.0;
+    for k in 0..2 {
+        let rows = floats(&logits[k]);
+        let (mut nll, mut smooth) = (0.0_f64, 0.0_f64);
+        for (row, &target) in rows.chunks(40).zip(&targets[k * 6..]) {
+            if target == 40 {
+                continue;
+            }
+            let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+            nll += sum.ln() - f64::from(row[usize::from(target)]);
+            smooth += row.iter().map(|&x| sum.ln() - f64::from(x)).sum::<f64>() / 40.0;
+        }
+        assert!((result.nll[k] - nll).abs() < 1e-3, "{} {nll}", result.nll[k]);
+        total += [0.75, 0.25][k] * (0.9 * nll + 0.1 * smooth) / result.counts[k] as f64;
+    }
+    let found = f64::from(floats(&result.total)[0]);
+    assert!((found - total).abs() < 1e-4, "{found} {total}");
+}
+
+fn sampling() -> Sampling {
+    Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, guidance: 2.0, window: 30, keep: 9 }
+}
+
+#[test]
+fn generation_repeats_by_seed_never_yields_specials_and_keeps_its_size() {
+    let config = config(Head::Tied, 3);
+    let stepper = Arc::new(Stepper::new(&config, &lively(&config, 4)));
+    let text = noise(2, 3 * config.text_width);
+    let make = |seed: u64| Generator::new(stepper.clone(), Some(&text), &sampling(), seed).unwrap();
+    let first: Vec<_> = make(1).take(100).collect();
+    assert_eq!(first, make(1).take(100).collect::<Vec<_>>());
+    assert_ne!(first, make(2).take(100).collect::<Vec<_>>());
+    assert_eq!(first[..40], make(1).take(40).collect::<Vec<_>>());
+    assert!(first.iter().flatten().all(|&code| code < 40));
+    let mut generator = make(3);
+    let bytes: Vec<usize> = (0..90).map(|_| (generator.next().unwrap().len(), generator.state_bytes()).1).collect();
+    assert!(bytes[20..].iter().all(|&size| size == bytes[20]), "{bytes:?}");
+}
+
+#[test]
+fn generated_frames_score_as_the_columns_that_were_read() {
+    // Without restart and guidance: greedy frames must be the argmax under teacher forcing.
+    let config = config(Head::Free, 3);
+    let parameters = lively(&config, 6);
+    let stepper = Arc::new(Stepper::new(&config, &parameters));
+    let greedy = Sampling { temperature: 0.0, guidance: 1.0, window: 0, keep: 0, ..sampling() };
+    let frames: Vec<_> = Generator::new(stepper, None, &greedy, 1).unwrap().take(12).collect();
+    let codes: Vec<u16> = (0..3).flat_map(|k| frames.iter().map(move |frame| frame[k])).collect();
+    let delayed = config.pattern().apply(&codes, 12, 40);
+    let columns = 14;
+    let model = Lm::new(&config, &parameters.bind(&Device::flex()));
+    let mut inputs = vec![40; 3 * 12];
+    for k in 0..3 {
+        inputs[k * 12 + 1..(k + 1) * 12].copy_from_slice(&delayed[k * columns..k * columns + 11]);
+    }
+    let logits = model.forward_with_text(&TextBatch::new(&config, &[None]), &inputs, &mut Dropout::off());
+    for k in 0..3 {
+        for (t, row) in floats(&logits[k]).chunks(40).enumerate().skip(k) {
+            let best = (0..40).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+            assert_eq!(best, usize::from(delayed[k * columns + t]), "codebook {k}, column {t}");
+        }
+    }
+}
+
+#[test]
+fn a_restart_equals_a_fresh_start_on_the_latest_frames() {
+    let config = config(Head::Tied, 2);
+    let stepper = Arc::new(Stepper::new(&config, &lively(&config, 4)));
+    let text = noise(2, 3 * config.text_width);
+    let greedy = Sampling { temperature: 0.0, ..sampling() };
+    // 30 columns are read, the 31st is made from the latest 9: column 30 on, greedily.
+    let long: Vec<_> = Generator::new(stepper.clone(), Some(&text), &greedy, 1).unwrap().take(40).collect();
+    let never = Sampling { window: 0, ..greedy };
+    let mut fresh = Generator::new(stepper, Some(&text), &never, 1).unwrap();
+    // Column c holds codebook 0 of frame c and codebook 1 of frame c - 1: columns 21..30 are frames 21..30
+    // of codebook 0. Codebook 1 of frame 29 belongs to column 30, which the restarted model makes itself.
+    let kept: Vec<u16> = (0..2).flat_map(|k| long[21..30].iter().map(move |frame| frame[k])).collect();
+    fresh.prime(&kept, 9);
+    // The first frame it releases is the 9th it was primed with, completed by its own codebook 1.
+    let continued: Vec<_> = fresh.take(11).collect();
+    assert_eq!(continued[..], long[29..40]);
+}
+
+#[test]
+fn a_model_folder_round_trips_and_names_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(Head::Factored, 2);
+    let parameters = lively(&config, 4);
+    let codec = CodecSpec { name: "x".into(), sample_rate: 44_100, hop: 2048, levels: 8, cardinality: 40 };
+    let file = LmFile { model: config, codec, sampling: sampling() };
+    file.save(folder.path(), &parameters).unwrap();
+    let (loaded, weights) = LmFile::load(folder.path()).unwrap();
+    assert_eq!(loaded, file);
+    for (a, b) in weights.list().iter().zip(parameters.list()) {
+        assert_eq!((&a.name, &a.shape), (&b.name, &b.shape));
+        assert_close(&a.name, &b.values, &a.values, 1e-3);
+    }
+    let path = folder.path().join("lm.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("d_model = 32", "d_model = 16")).unwrap();
+    let message = LmFile::load(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("lm.safetensors"), "{message}");
+    std::fs::write(&path, text.replace("layers = 2", "layers = 2\nheads = 3")).unwrap();
+    let message = LmFile::load(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("lm.toml") && message.contains("heads"), "{message}");
+}

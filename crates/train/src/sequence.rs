@@ -1,0 +1,135 @@
+//! From a batch of clips to what the language model reads and should say next.
+
+use mambo_data::batch::Batch;
+use mambo_model::lm::{LmConfig, TextBatch};
+use mambo_model::random;
+use rand_chacha::ChaCha8Rng;
+
+/// Staggered inputs and targets, row-major `[B, K, T]`: column j of the targets follows column j of the inputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sequence {
+    /// Start column, then the staggered codes but for the last column.
+    pub inputs: Vec<u16>,
+    /// The staggered codes; the special token where there is nothing to learn.
+    pub targets: Vec<u16>,
+    /// Clips B.
+    pub batch: usize,
+}
+
+/// Staggers the codes. Columns stop with the clip, as at generation there is no end to announce.
+pub fn arrange(config: &LmConfig, batch: &Batch) -> Sequence {
+    let (books, special) = (config.codebooks, config.special());
+    let clips = batch.lengths_b.len();
+    let frames = batch.codes_bkt.len() / (clips * books);
+    let mut targets = vec![special; clips * books * frames];
+    let mut inputs = targets.clone();
+    for (row, (target, input)) in targets.chunks_exact_mut(frames).zip(inputs.chunks_exact_mut(frames)).enumerate() {
+        let length = batch.lengths_b[row / books];
+        let delay = config.delays[row % books].min(frames);
+        let count = length.min(frames - delay);
+        target[delay..delay + count].copy_from_slice(&batch.codes_bkt[row * frames..][..count]);
+        input[1..].copy_from_slice(&target[..frames - 1]);
+    }
+    Sequence { inputs, targets, batch: clips }
+}
+
+/// Replaces each input code with probability `rate` by another code of the same codebook in this batch, so
+/// that replacements are as frequent as codes are.
+pub fn corrupt(config: &LmConfig, sequence: &mut Sequence, rate: f32, rng: &mut ChaCha8Rng) {
+    if rate == 0.0 {
+        return;
+    }
+    let (books, special) = (config.codebooks, config.special());
+    let frames = sequence.inputs.len() / (sequence.batch * books);
+    for at in 0..sequence.inputs.len() {
+        if random::uniform(rng) >= rate || sequence.inputs[at] == special {
+            continue;
+        }
+        let book = at / frames % books;
+        let clip = random::below(rng, sequence.batch);
+        let code = sequence.targets[(clip * books + book) * frames + random::below(rng, frames)];
+        if code != special {
+            sequence.inputs[at] = code;
+        }
+    }
+}
+
+/// The captions of a batch; each is dropped with probability `dropout` in favour of the null text.
+pub fn captions(config: &LmConfig, batch: &Batch, dropout: f32, rng: &mut ChaCha8Rng) -> TextBatch {
+    let (width, length) = (config.text_width, batch.text_length);
+    let rows: Vec<Option<&[f32]>> = (0..batch.lengths_b.len())
+        .map(|b| {
+            // Drawn for every clip, so that one clip's luck does not depend on another's.
+            let dropped = random::uniform(rng) < dropout;
+            let mask = &batch.text_mask_bl[b * length..(b + 1) * length];
+            let count = mask.iter().filter(|&&value| value > 0.0).count();
+            (!dropped).then(|| &batch.text_bld[b * length * width..][..count * width])
+        })
+        .collect();
+    TextBatch::new(config, &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mambo_model::lm::Head;
+
+    fn config() -> LmConfig {
+        LmConfig {
+            codebooks: 2,
+            delays: vec![0, 2],
+            cardinality: 100,
+            d_model: 8,
+            layers: 1,
+            d_state: 4,
+            head_dim: 4,
+            expand: 2,
+            chunk: 4,
+            ff_multiple: 2,
+            text_width: 1,
+            null_tokens: 1,
+            head: Head::Tied,
+            codec_width: 0,
+            same_again: false,
+        }
+    }
+
+    fn batch() -> Batch {
+        Batch {
+            codes_bkt: vec![1, 2, 3, 4, 11, 12, 13, 14, 5, 6, 7, 0, 15, 16, 17, 0],
+            lengths_b: vec![4, 3],
+            text_bld: vec![0.5, 0.25, 0.75, 0.0],
+            text_mask_bl: vec![1.0, 1.0, 1.0, 0.0],
+            text_length: 2,
+            captions_b: vec![String::new(); 2],
+            tracks_b: vec![String::new(); 2],
+            places_b: vec![(0, 0, 0); 2],
+        }
+    }
+
+    #[test]
+    fn targets_are_delayed_and_inputs_lag_by_one() {
+        let sequence = arrange(&config(), &batch());
+        let s = 100;
+        assert_eq!(sequence.targets, [1, 2, 3, 4, s, s, 11, 12, 5, 6, 7, s, s, s, 15, 16]);
+        assert_eq!(sequence.inputs, [s, 1, 2, 3, s, s, s, 11, s, 5, 6, 7, s, s, s, 15]);
+    }
+
+    #[test]
+    fn corruption_spares_specials_and_stays_in_the_codebook() {
+        let clean = arrange(&config(), &batch());
+        let mut sequence = clean.clone();
+        corrupt(&config(), &mut sequence, 0.9, &mut random::stream(1, "corrupt", 0));
+        assert_eq!(sequence.targets, clean.targets);
+        assert_ne!(sequence.inputs, clean.inputs);
+        for (at, (&new, &old)) in sequence.inputs.iter().zip(&clean.inputs).enumerate() {
+            assert_eq!(new == 100, old == 100);
+            if old != 100 {
+                assert_eq!(new > 10, at / 4 % 2 == 1, "codebook of {new} at {at}");
+            }
+        }
+        let mut untouched = clean.clone();
+        corrupt(&config(), &mut untouched, 0.0, &mut random::stream(1, "corrupt", 0));
+        assert_eq!(untouched, clean);
+    }
+}

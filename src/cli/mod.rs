@@ -1,0 +1,116 @@
+//! Flags, one file per verb. No logic: each verb fills a typed config, calls the library once, prints.
+
+mod data;
+mod eval;
+mod generate;
+mod inspect;
+mod player;
+mod prepare;
+mod train;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Open text-to-music with state-space models.
+#[derive(Debug, Parser)]
+#[command(name = "mambo", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Examples:\n  mambo generate \"calm piano over soft strings\" -o piano.wav\n  mambo generate \"fast techno\" --seconds 60 --seed 7 -o techno.flac\n  mambo data fetch debian --tier a -o corpus\n\nExit codes: 0 done, 1 failed or something was skipped, 2 wrong usage.")]
+pub struct Arguments {
+    /// Tell more (twice: everything).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Tell only errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make music from a sentence.
+    Generate(generate::GenerateArguments),
+    /// Gather music: fetch free music, add your own, render scores.
+    #[command(subcommand)]
+    Data(data::DataCommand),
+    /// Turn a corpus into captioned token shards for training.
+    Prepare(prepare::PrepareArguments),
+    /// Train a codec or a language model.
+    #[command(subcommand)]
+    Train(train::TrainCommand),
+    /// Measure a codec or a model beside its floors and ceilings.
+    #[command(subcommand)]
+    Eval(eval::EvalCommand),
+    /// Explain a file or folder that Mambo reads or writes.
+    Inspect(inspect::InspectArguments),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example: mambo completions bash > ~/.local/share/bash-completion/completions/mambo")]
+    Completions {
+        /// Shell to write it for.
+        shell: clap_complete::Shell,
+    },
+}
+
+impl Command {
+    /// Does it; the code says whether everything went well.
+    pub fn run(self) -> Result<ExitCode> {
+        match self {
+            Self::Generate(arguments) => arguments.run(),
+            Self::Data(command) => command.run(),
+            Self::Prepare(arguments) => arguments.run(),
+            Self::Train(command) => command.run(),
+            Self::Eval(command) => command.run(),
+            Self::Inspect(arguments) => arguments.run(),
+            Self::Completions { shell } => {
+                clap_complete::generate(shell, &mut Arguments::command(), "mambo", &mut std::io::stdout());
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+/// Logs to stderr; stdout is for results.
+pub fn start_logging(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "error",
+        (_, 0) => "info",
+        (_, 1) => "debug",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MAMBO_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("warn,mambo={level},mambo_audio={level},mambo_data={level},mambo_model={level},mambo_train={level},mambo_eval={level}")));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// Prints an error with its causes. A reader that closed our output is no failure.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    let closed = error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    });
+    if closed {
+        return ExitCode::SUCCESS;
+    }
+    let _ = writeln!(std::io::stderr(), "mambo: {error:#}");
+    ExitCode::from(1)
+}
+
+/// Prints a line of results to stdout.
+pub fn print(line: impl std::fmt::Display) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}")?;
+    Ok(())
+}
+
+/// Prints results as one JSON document.
+pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    print(serde_json::to_string_pretty(value)?)
+}
