@@ -2,10 +2,7 @@
 
 use std::path::Path;
 
-use crate::error::AudioError;
-use crate::loudness::measure;
-use crate::read::read_mono;
-use crate::AudioClip;
+use crate::{AudioClip, AudioError, measure, read_mono};
 
 /// Integrated loudness (EBU R128) of everything a model hears, in LUFS.
 pub const CORPUS_LUFS: f64 = -16.0;

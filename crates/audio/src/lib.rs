@@ -3,7 +3,20 @@
 //! Samples are f32 with full scale at 1.0; nothing here knows tensors or networks.
 
 pub mod analysis;
-mod clip;
+pub mod clip;
+mod error;
+pub mod level;
+pub mod limiter;
+pub mod loudness;
+pub mod read;
+pub mod resample;
 pub mod spectrum;
+pub mod write;
 
 pub use clip::AudioClip;
+pub use error::AudioError;
+pub use level::{CORPUS_LUFS, level, read_levelled};
+pub use loudness::{Loudness, LoudnessMeter, measure};
+pub use read::{AudioReader, MAX_CHANNELS, SAMPLE_RATES, read, read_mono};
+pub use resample::{Resampler, resample, resampled_length};
+pub use write::{AudioFormat, AudioWriter, write};

@@ -6,7 +6,7 @@
 pub mod clip_set;
 pub mod codec_report;
 pub mod copying;
-mod error;
+pub mod error;
 pub mod files;
 pub mod floors;
 pub mod frechet;

@@ -10,6 +10,7 @@ pub mod depthwise;
 pub mod dropout;
 pub mod linear;
 pub mod mamba2;
+pub mod matmul;
 pub mod norm;
 pub mod optimizer;
 pub mod simd;

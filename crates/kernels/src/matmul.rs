@@ -82,7 +82,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(60))]
         #[test]
-        fn fast_and_plain_agree(m in 1usize..20, n in 1usize..70, k in 0usize..40, overlap: bool, accumulate: bool, turned: bool) {
+        fn fast_and_plain_agree(
+            m in 1usize..20, n in 1usize..70, k in 0usize..40, overlap: bool, accumulate: bool, turned: bool,
+        ) {
             let values = |count: usize, factor: usize| -> Vec<f32> {
                 (0..count).map(|i| ((i * factor) % 17) as f32 / 8.0 - 1.0).collect()
             };

@@ -1,7 +1,7 @@
 //! Laws of the Mamba-2 mixer: chunked equals the recurrence (values, states, gradients), the chunk length is
 //! immaterial, sequences may be cut anywhere, forward equals a fold of steps.
 
-use mambo_kernels::mamba2::{self, Gradients, Mamba2Config, States, Weights, plain};
+use mambo_kernels::mamba2::{self, Gradients, Mamba2Config, Sequences, States, Weights, plain};
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -27,6 +27,7 @@ struct Case {
     config: Mamba2Config,
     batch: usize,
     frames: usize,
+    padding: Vec<usize>,
     projected: Vec<f32>,
     conv_weight: Vec<f32>,
     conv_bias: Vec<f32>,
@@ -49,6 +50,7 @@ impl Case {
             config,
             batch,
             frames,
+            padding: Vec::new(),
             projected: uniform(rng, batch * frames * config.projected(), -2.0, 2.0),
             conv_weight: uniform(rng, config.conv_channels() * 4, -0.5, 0.5),
             conv_bias: uniform(rng, config.conv_channels(), -0.5, 0.5),
@@ -75,19 +77,22 @@ impl Case {
         }
     }
 
+    fn sequences(&self) -> Sequences<'_> {
+        Sequences { batch: self.batch, frames: self.frames, padding: &self.padding }
+    }
+
     fn initial(&self) -> States<'_, f32> {
         States { conv: &self.conv_state, ssm: &self.ssm_state }
     }
 
     fn forward(&self, config: &Mamba2Config) -> mamba2::Forward {
-        mamba2::forward(config, self.batch, self.frames, &self.projected, &self.weights(), Some(self.initial()), true, true)
+        mamba2::forward(config, self.sequences(), &self.projected, &self.weights(), Some(self.initial()), true, true)
     }
 
     fn backward(&self, config: &Mamba2Config, saved: Option<&mamba2::Forward>) -> Gradients {
         mamba2::backward(
             config,
-            self.batch,
-            self.frames,
+            self.sequences(),
             &self.projected,
             &self.weights(),
             Some(self.initial()),
@@ -106,9 +111,9 @@ impl Case {
         .map(|values| wide(values));
         let weights = Weights { conv_weight: &conv_weight, conv_bias: &conv_bias, dt_bias: &dt_bias, a_log: &a_log, d_skip: &d_skip, norm: &norm };
         let initial = States { conv: &conv_state, ssm: &ssm_state };
-        let trace = plain::forward(&self.config, self.batch, self.frames, &projected, &weights, Some(initial));
+        let trace = plain::forward(&self.config, self.sequences(), &projected, &weights, Some(initial));
         let d_final = States { conv: &d_conv, ssm: &d_ssm };
-        let expected = plain::backward(&self.config, self.batch, self.frames, &projected, &weights, Some(initial), &trace, &d_output, Some(d_final));
+        let expected = plain::backward(&self.config, self.sequences(), &projected, &weights, Some(initial), &trace, &d_output, Some(d_final));
         let forward = self.forward(&self.config);
         let got = self.backward(&self.config, Some(&forward));
         let states = got.initial.as_ref().expect("there were initial states");
@@ -134,6 +139,28 @@ impl Case {
 
 fn config(head_width: usize, state: usize, heads: usize, groups: usize, chunk: usize) -> Mamba2Config {
     Mamba2Config { inner: head_width * heads, state, heads, groups, chunk }
+}
+
+/// One sequence without padding.
+fn frames(frames: usize) -> Sequences<'static> {
+    Sequences { batch: 1, frames, padding: &[] }
+}
+
+#[test]
+fn padding_leaves_states_and_real_frames_as_without_it() {
+    let config = config(16, 24, 2, 1, 16);
+    for padding in [0, 1, 5, 16, 20, 40] {
+        let mut case = Case::new(config, 2, 40, padding as u64);
+        case.conv_state.fill(0.0);
+        case.padding = vec![padding, 7];
+        case.check(2e-5);
+        let padded = case.forward(&config);
+        let row = config.projected();
+        let states = States { conv: &case.conv_state[..config.conv_state_size()], ssm: &case.ssm_state[..config.ssm_state_size()] };
+        let bare = mamba2::forward(&config, frames(40 - padding), &case.projected[padding * row..40 * row], &case.weights(), Some(states), false, true);
+        assert!(distance(&padded.output[padding * config.inner..40 * config.inner], &wide(&bare.output)) < 1e-6);
+        assert!(distance(&padded.ssm_state[..config.ssm_state_size()], &wide(&bare.ssm_state)) < 1e-6);
+    }
 }
 
 #[test]
@@ -209,9 +236,9 @@ proptest! {
         let case = Case::new(config, 1, first + second, seed);
         let whole = case.forward(&config);
         let row = config.projected();
-        let head = mamba2::forward(&config, 1, first, &case.projected[..first * row], &case.weights(), Some(case.initial()), false, true);
+        let head = mamba2::forward(&config, frames(first), &case.projected[..first * row], &case.weights(), Some(case.initial()), false, true);
         let middle = States { conv: &head.conv_state, ssm: &head.ssm_state };
-        let tail = mamba2::forward(&config, 1, second, &case.projected[first * row..], &case.weights(), Some(middle), false, true);
+        let tail = mamba2::forward(&config, frames(second), &case.projected[first * row..], &case.weights(), Some(middle), false, true);
         let joined = [head.output.as_slice(), tail.output.as_slice()].concat();
         prop_assert!(distance(&joined, &wide(&whole.output)) < 1e-5);
         prop_assert!(distance(&tail.ssm_state, &wide(&whole.ssm_state)) < 1e-5);
@@ -221,10 +248,10 @@ proptest! {
         let expected = case.backward(&config, Some(&whole));
         let (d_head, d_tail) = case.d_output.split_at(first * config.inner);
         let d_final = States { conv: &case.d_conv_state, ssm: &case.d_ssm_state };
-        let second_half = mamba2::backward(&config, 1, second, &case.projected[first * row..], &case.weights(), Some(middle), None, d_tail, Some(d_final));
+        let second_half = mamba2::backward(&config, frames(second), &case.projected[first * row..], &case.weights(), Some(middle), None, d_tail, Some(d_final));
         let at_cut = second_half.initial.as_ref().expect("there were initial states");
         let d_cut = States { conv: &at_cut.conv, ssm: &at_cut.ssm };
-        let first_half = mamba2::backward(&config, 1, first, &case.projected[..first * row], &case.weights(), Some(case.initial()), None, d_head, Some(d_cut));
+        let first_half = mamba2::backward(&config, frames(first), &case.projected[..first * row], &case.weights(), Some(case.initial()), None, d_head, Some(d_cut));
         let joined = [first_half.projected.as_slice(), second_half.projected.as_slice()].concat();
         prop_assert!(distance(&joined, &wide(&expected.projected)) < 3e-5);
         let weight: Vec<f32> = first_half.conv_weight.iter().zip(&second_half.conv_weight).map(|(a, b)| a + b).collect();

@@ -1,7 +1,11 @@
 //! Networks: codec, language model, text encoder, tagger.
 
 pub mod backbone;
+pub mod bundle;
+pub mod codec;
+pub mod device;
 pub mod lm;
+pub mod ops;
 pub mod parameters;
 pub mod random;
 pub mod ssm;

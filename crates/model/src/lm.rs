@@ -5,12 +5,13 @@
 //! tokens. Captions are right-aligned, so padding comes first and is masked: it never changes anything.
 //! Every head has exactly `cardinality` outputs: the special token cannot be predicted or sampled.
 
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, activation};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::{Backbone, Dropout, Simba};
+use crate::ops;
 use crate::parameters::{Bound, Initialiser, Parameters, Role};
-use crate::ssm::mamba2::linear;
+use crate::ssm::mamba2::NORM_EPSILON;
 use crate::ssm::{Mamba2Config, Mamba2State};
 use crate::tokens::DelayPattern;
 
@@ -287,7 +288,12 @@ impl TextBatch {
     /// # Panics
     /// When a slice is no multiple of the text width.
     pub fn new(config: &LmConfig, captions: &[Option<&[f32]>]) -> Self {
-        let width = config.text_width;
+        Self::padded(config, captions, 0)
+    }
+
+    /// The same with room for at least `length` text tokens; more room than needed never changes a result.
+    pub fn padded(config: &LmConfig, captions: &[Option<&[f32]>], length: usize) -> Self {
+        let (batch, width, nulls) = (captions.len(), config.text_width, config.null_tokens);
         let tokens = |caption: &Option<&[f32]>| match caption {
             Some(states) => {
                 assert_eq!(states.len() % width, 0, "text states must be [tokens, {width}]");
@@ -296,13 +302,7 @@ impl TextBatch {
             None => 0,
         };
         let longest = captions.iter().map(tokens).max().unwrap_or(0);
-        Self::padded(config, captions, longest)
-    }
-
-    /// The same with room for `length` text tokens; more room than needed never changes a result.
-    pub fn padded(config: &LmConfig, captions: &[Option<&[f32]>], length: usize) -> Self {
-        let (batch, width, nulls) = (captions.len(), config.text_width, config.null_tokens);
-        let length = length.max(nulls);
+        let length = longest.max(length).max(nulls);
         let mut states = vec![0.0; batch * length * width];
         let mut text = vec![0.0; batch * length];
         let mut null = vec![0.0; batch * length * nulls];
@@ -324,9 +324,18 @@ impl TextBatch {
         Self { batch, length, states, text, null }
     }
 
-    fn full(&self) -> bool {
-        let standing = self.text.iter().chain(&self.null).filter(|&&value| value != 0.0).count();
-        standing == self.batch * self.length
+    /// Places before the first token of each clip.
+    fn padding(&self) -> Vec<usize> {
+        let nulls = self.null.len() / (self.batch * self.length);
+        (0..self.batch)
+            .map(|b| {
+                let stands = |i: &usize| {
+                    let at = b * self.length + i;
+                    self.text[at] > 0.0 || self.null[at * nulls..(at + 1) * nulls].iter().any(|&v| v > 0.0)
+                };
+                (0..self.length).find(stands).unwrap_or(self.length)
+            })
+            .collect()
     }
 }
 
@@ -421,22 +430,20 @@ impl Lm {
         (&self.embedding, &self.head)
     }
 
-    /// The prefix `[B, L, d]` and its mask `[B, L]` (`None` when there is no padding).
-    pub(crate) fn prefix(&self, text: &TextBatch) -> (Tensor<3>, Option<Tensor<2>>) {
+    /// The prefix `[B, L, d]`.
+    fn prefix(&self, text: &TextBatch) -> Tensor<3> {
         let config = &self.config;
-        let (device, shape) = (self.null_prefix.device(), [text.batch, text.length]);
+        let device = self.null_prefix.device();
         let floats = |values: &[f32], width: usize| {
-            let data = TensorData::new(values.to_vec(), [shape[0], shape[1], width]);
+            let data = TensorData::new(values.to_vec(), [text.batch, text.length, width]);
             Tensor::<3>::from_data(data, &device)
         };
         let states = floats(&text.states, config.text_width);
-        let is_text = floats(&text.text, 1);
-        let is_null = floats(&text.null, config.null_tokens);
-        let text_btd = linear(states, &self.condition_linear, Some(&self.condition_bias));
-        let text_btd = layer_norm(text_btd, &self.norm_weight, &self.norm_bias) * is_text.clone();
-        let null_btd = linear(is_null.clone(), &self.null_prefix.clone().transpose(), None);
-        let mask = (!text.full()).then(|| (is_text.sum_dim(2) + is_null.sum_dim(2)).reshape(shape));
-        (text_btd + null_btd, mask)
+        let linear = ops::linear_turned(states, self.condition_linear.clone(), Some(self.condition_bias.clone()));
+        let text_btd =
+            ops::layer_norm(linear, self.norm_weight.clone(), self.norm_bias.clone(), NORM_EPSILON);
+        let null_btd = ops::linear(floats(&text.null, config.null_tokens), self.null_prefix.clone(), None);
+        text_btd * floats(&text.text, 1) + null_btd
     }
 
     /// Sum of the K embeddings for row-major codes `[B, K, T]`.
@@ -473,13 +480,13 @@ impl Lm {
         let h_nd = h_btd.reshape([batch * frames, width]);
         (0..self.config.codebooks)
             .map(|k| {
-                let logits = h_nd.clone().matmul(self.head[k].clone().transpose())
-                    + self.head_bias[k].clone().unsqueeze::<2>();
+                let bias = Some(self.head_bias[k].clone());
+                let logits = ops::linear_turned(h_nd.clone(), self.head[k].clone(), bias);
                 match self.same_again.get(k) {
                     None => logits,
                     Some((weight, bias)) => {
-                        let gate_n1 = h_nd.clone().matmul(weight.clone().transpose())
-                            + bias.clone().unsqueeze::<2>();
+                        let gate_n1 =
+                            ops::linear_turned(h_nd.clone(), weight.clone(), Some(bias.clone()));
                         self.raise_repeated(logits, gate_n1, codes, batch, k)
                     }
                 }
@@ -511,16 +518,17 @@ impl Lm {
 
     /// Reads the text: the state before the start column.
     pub fn start(&self, text: &TextBatch) -> LmState {
-        let (prefix, mask) = self.prefix(text);
-        let state = self.backbone.start(text.batch);
-        self.backbone.forward(prefix, mask.as_ref(), state, &mut Dropout::off()).1
+        let fresh = Some(self.backbone.start(text.batch));
+        let prefix = self.prefix(text);
+        let (_, state) = self.backbone.forward(prefix, &text.padding(), fresh, &mut Dropout::off());
+        state.expect("a state was given")
     }
 
     /// Many columns: inputs `[B, K, T]` to logits per codebook and the state after them.
     pub fn forward(&self, codes: &[u16], batch: usize, state: LmState) -> (Logits, LmState) {
         let x_btd = self.embed(codes, batch);
-        let (h_btd, state) = self.backbone.forward(x_btd, None, state, &mut Dropout::off());
-        (self.logits(h_btd, codes), state)
+        let (h_btd, state) = self.backbone.forward(x_btd, &[], Some(state), &mut Dropout::off());
+        (self.logits(h_btd, codes), state.expect("a state was given"))
     }
 
     /// One column: inputs `[B, K]` to logits per codebook `[B, cardinality]` and the state after it.
@@ -533,16 +541,10 @@ impl Lm {
 
     /// Text and columns in one pass, for training: inputs `[B, K, T]` to logits per codebook.
     pub fn forward_with_text(&self, text: &TextBatch, codes: &[u16], dropout: &mut Dropout) -> Logits {
-        let (prefix, mask) = self.prefix(text);
         let x_btd = self.embed(codes, text.batch);
-        let [batch, frames, _] = x_btd.dims();
-        let mask = mask.map(|mask| {
-            let ones = Tensor::ones([batch, frames], &mask.device());
-            Tensor::cat(vec![mask, ones], 1)
-        });
-        let all = Tensor::cat(vec![prefix, x_btd], 1);
-        let state = self.backbone.start(batch);
-        let (h_btd, _) = self.backbone.forward(all, mask.as_ref(), state, dropout);
+        let frames = x_btd.dims()[1];
+        let all = Tensor::cat(vec![self.prefix(text), x_btd], 1);
+        let (h_btd, _) = self.backbone.forward(all, &text.padding(), None, dropout);
         self.logits(h_btd.narrow(1, text.length, frames), codes)
     }
 }
@@ -559,12 +561,6 @@ fn rows_of(codes: &[u16], batch: usize, books: usize, book: usize) -> impl Itera
         let at = (b * books + book) * frames;
         codes[at..at + frames].iter().copied()
     })
-}
-
-fn layer_norm(x_btd: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>) -> Tensor<3> {
-    let centred = x_btd.clone() - x_btd.mean_dim(2);
-    let scale = (centred.clone().square().mean_dim(2) + 1e-5).sqrt().recip();
-    centred * scale * weight.clone().unsqueeze::<3>() + bias.clone().unsqueeze::<3>()
 }
 
 /// How the loss is formed.
@@ -599,25 +595,19 @@ pub fn loss(config: &LmConfig, options: &LossConfig, logits: &Logits, targets: &
     let sum: f32 = (0..config.codebooks).map(weight).sum();
     let mut out = LmLoss { total: Tensor::zeros([1], &logits[0].device()), nll: vec![], counts: vec![] };
     for (k, logits_nv) in logits.iter().enumerate() {
-        let (mut at, mut counted) = (Vec::new(), Vec::new());
-        for code in rows_of(targets, batch, config.codebooks, k) {
-            let is_code = code != config.special();
-            at.push(if is_code { i64::from(code) } else { 0 });
-            counted.push(f32::from(u8::from(is_code)));
-        }
-        let (rows, device) = (at.len(), logits_nv.device());
-        let count = counted.iter().filter(|&&value| value > 0.0).count();
-        let counted = Tensor::<2>::from_data(TensorData::new(counted, [rows, 1]), &device);
-        let at = Tensor::<2, Int>::from_data(TensorData::new(at, [rows, 1]), &device);
-        let log_p = activation::log_softmax(logits_nv.clone(), 1);
-        let nll = (log_p.clone().gather(1, at).neg() * counted.clone()).sum();
-        out.nll.push(f64::from(nll.clone().inner().into_scalar::<f32>()));
+        let targets: Vec<i32> = rows_of(targets, batch, config.codebooks, k)
+            .map(|code| if code == config.special() { -1 } else { i32::from(code) })
+            .collect();
+        let count = targets.iter().filter(|&&target| target >= 0).count();
+        let smoothed = ops::cross_entropy(logits_nv.clone(), targets.clone(), options.label_smoothing);
+        let plain = if options.label_smoothing > 0.0 {
+            ops::cross_entropy(logits_nv.clone().inner(), targets, 0.0)
+        } else {
+            smoothed.clone().inner()
+        };
+        out.nll.push(f64::from(plain.into_scalar::<f32>()) * count as f64);
         out.counts.push(count);
-        let mut mixed = nll * (1.0 - options.label_smoothing);
-        if options.label_smoothing > 0.0 {
-            mixed = mixed + (log_p.mean_dim(1).neg() * counted).sum() * options.label_smoothing;
-        }
-        out.total = out.total + mixed * (weight(k) / sum / count.max(1) as f32);
+        out.total = out.total + smoothed * (weight(k) / sum);
     }
     out
 }

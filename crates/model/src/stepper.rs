@@ -4,6 +4,7 @@
 //! together, so that each weight is read once per frame; the state's size never changes.
 
 use burn::tensor::Device;
+use mambo_kernels::activation::Activation;
 use mambo_kernels::mamba2 as kernel;
 use mambo_kernels::matmul::{Strided, matmul};
 
@@ -264,7 +265,7 @@ impl Stepper {
             let normed = rms_norm(&h, &block.ff_norm);
             let mut wide = block.ff_in_bias.repeat(rows);
             block.ff_in.add(&normed, &mut wide, rows);
-            gelu(&mut wide);
+            let wide = Activation::Gelu.forward(&wide, None);
             for row in h.chunks_exact_mut(block.ff_out_bias.len()) {
                 row.iter_mut().zip(&block.ff_out_bias).for_each(|(h, bias)| *h += bias);
             }
@@ -278,7 +279,7 @@ fn rms_norm(x: &[f32], weight: &[f32]) -> Vec<f32> {
     let mut out = Vec::with_capacity(x.len());
     for row in x.chunks_exact(weight.len()) {
         let square: f32 = row.iter().map(|value| value * value).sum();
-        let scale = 1.0 / (square / row.len() as f32 + NORM_EPSILON).sqrt();
+        let scale = 1.0 / (square / row.len() as f32 + NORM_EPSILON as f32).sqrt();
         out.extend(row.iter().zip(weight).map(|(value, weight)| value * scale * weight));
     }
     out
@@ -287,7 +288,7 @@ fn rms_norm(x: &[f32], weight: &[f32]) -> Vec<f32> {
 fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32]) {
     let mean = x.iter().sum::<f32>() / x.len() as f32;
     let variance = x.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / x.len() as f32;
-    let scale = 1.0 / (variance + NORM_EPSILON).sqrt();
+    let scale = 1.0 / (variance + NORM_EPSILON as f32).sqrt();
     for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
         *x = (*x - mean) * scale * weight + bias;
     }

@@ -79,7 +79,7 @@ pub enum WeightsError {
         expected: &'static str,
     },
     /// A tensor holds an infinite value or a NaN.
-    #[error("{path}: tensor {name} holds a value that is not finite; the file is damaged or its training diverged", path = path.display())]
+    #[error("{path}: tensor {name} holds a value that is not finite; the file is damaged", path = path.display())]
     NotFinite {
         /// The file.
         path: PathBuf,
@@ -136,10 +136,8 @@ impl Weights {
     /// # Errors
     /// [`WeightsError::Format`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, WeightsError> {
-        let (header, layout) = SafeTensors::read_metadata(&bytes).map_err(|error| WeightsError::Format {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        })?;
+        let (header, layout) = SafeTensors::read_metadata(&bytes)
+            .map_err(|error| WeightsError::Format { path: path.to_owned(), reason: error.to_string() })?;
         // The reader has checked that the ranges are in bounds, do not overlap and fit shapes and types.
         let data_start = 8 + header;
         let entries = layout
@@ -210,10 +208,9 @@ impl Weights {
         let bytes = &self.bytes[entry.bytes.clone()];
         let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
         let values = match entry.element {
-            Dtype::F32 => bytes
-                .chunks_exact(4)
-                .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
-                .collect(),
+            Dtype::F32 => {
+                bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
+            }
             Dtype::F16 => {
                 let halves: Vec<f16> = pairs().map(f16::from_le_bytes).collect();
                 let mut values = vec![0.0; halves.len()];
@@ -287,7 +284,12 @@ impl Weights {
     }
 
     fn wrong_type(&self, name: &str, found: Dtype, expected: &'static str) -> WeightsError {
-        WeightsError::ElementType { path: self.path.clone(), name: name.to_owned(), found: format!("{found:?}"), expected }
+        WeightsError::ElementType {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            found: format!("{found:?}"),
+            expected,
+        }
     }
 }
 
@@ -332,7 +334,11 @@ mod tests {
     }
 
     fn sample() -> Weights {
-        let header = r#"{"__metadata__":{"format":"x-1"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"h":{"dtype":"F16","shape":[1,2],"data_offsets":[8,12]},"q":{"dtype":"I8","shape":[2,2],"data_offsets":[12,16]},"q.scale":{"dtype":"F32","shape":[2,1],"data_offsets":[16,24]}}"#;
+        let header = r#"{"__metadata__":{"format":"x-1"},
+            "a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
+            "h":{"dtype":"F16","shape":[1,2],"data_offsets":[8,12]},
+            "q":{"dtype":"I8","shape":[2,2],"data_offsets":[12,16]},
+            "q.scale":{"dtype":"F32","shape":[2,1],"data_offsets":[16,24]}}"#;
         let mut data = Vec::new();
         data.extend([1.5f32, -2.0].iter().flat_map(|v| v.to_le_bytes()));
         data.extend([0.5f32, -4.0].iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
@@ -363,14 +369,23 @@ mod tests {
         assert!(matches!(weights.expect_metadata("format", "x-2"), Err(WeightsError::Metadata { .. })));
         weights.f32("a", &[2]).unwrap();
         let error = weights.finish().unwrap_err();
-        assert!(error.to_string().contains("some/file.safetensors") && error.to_string().contains("tensor h"), "{error}");
+        assert!(
+            error.to_string().contains("some/file.safetensors") && error.to_string().contains("tensor h"),
+            "{error}"
+        );
     }
 
     #[test]
     fn groups_have_factors_of_their_own() {
-        let matrix = QuantisedRows { columns: 4, groups: 2, values: &[1, 2, 3, 4, 5, 6, 7, 8], scales: vec![1.0, 10.0, 0.5, 2.0] };
+        let matrix = QuantisedRows {
+            columns: 4,
+            groups: 2,
+            values: &[1, 2, 3, 4, 5, 6, 7, 8],
+            scales: vec![1.0, 10.0, 0.5, 2.0],
+        };
         assert_eq!(matrix.row(1).collect::<Vec<_>>(), [2.5, 3.0, 14.0, 16.0]);
-        let header = r#"{"q":{"dtype":"I8","shape":[1,4],"data_offsets":[0,4]},"q.scale":{"dtype":"F32","shape":[1,3],"data_offsets":[4,16]}}"#;
+        let header = r#"{"q":{"dtype":"I8","shape":[1,4],"data_offsets":[0,4]},
+            "q.scale":{"dtype":"F32","shape":[1,3],"data_offsets":[4,16]}}"#;
         let weights = open(file(header, &[0; 16])).unwrap();
         assert!(matches!(weights.quantised("q", 1, 4), Err(WeightsError::Shape { name, .. }) if name == "q.scale"));
     }
@@ -396,7 +411,10 @@ mod tests {
             file(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, &[0; 8]),
             file(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, &[0; 8]),
             file(r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,8]}}"#, &[0; 8]),
-            file(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[18446744073709551608,18446744073709551615]}}"#, &[0; 8]),
+            file(
+                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[18446744073709551608,18446744073709551615]}}"#,
+                &[0; 8],
+            ),
             file(r#"{"a":{"dtype":"F99","shape":[2],"data_offsets":[0,8]}}"#, &[0; 8]),
         ];
         for (index, bytes) in cases.into_iter().enumerate() {

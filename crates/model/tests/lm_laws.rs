@@ -112,15 +112,21 @@ proptest! {
         let shape = [batch, frames, config.d_model];
         let input = noise(seed + 1, shape.iter().product());
         let whole = with_gradients(&parameters, &config, &input, shape, |model, u| {
-            model.forward(u, None, model.start(batch))
+            let (y, state) = model.forward(u, &[], Some(model.start(batch)));
+            (y, state.unwrap())
+        });
+        let plain = with_gradients(&parameters, &config, &input, shape, |model, u| {
+            model.forward_plain(u, &[], model.start(batch))
         });
         let steps = with_gradients(&parameters, &config, &input, shape, folded);
-        assert_close("output", &whole.0, &steps.0, 2e-5);
-        assert_close("conv state", &whole.1, &steps.1, 2e-5);
-        assert_close("ssm state", &whole.2, &steps.2, 2e-5);
-        for (i, (a, b)) in whole.3.iter().zip(&steps.3).enumerate() {
-            let name = parameters.list().get(i).map_or("input", |parameter| parameter.name.as_str());
-            assert_close(name, a, b, 1e-4);
+        for other in [&steps, &plain] {
+            assert_close("output", &whole.0, &other.0, 2e-5);
+            assert_close("conv state", &whole.1, &other.1, 2e-5);
+            assert_close("ssm state", &whole.2, &other.2, 2e-5);
+            for (i, (a, b)) in whole.3.iter().zip(&other.3).enumerate() {
+                let name = parameters.list().get(i).map_or("input", |parameter| parameter.name.as_str());
+                assert_close(name, a, b, 1e-4);
+            }
         }
     }
 
@@ -134,35 +140,55 @@ proptest! {
         let bound = parameters.bind(&device);
         let (a, b) = (Mamba2::new(&one, "m", &bound), Mamba2::new(&other, "m", &bound));
         let u = tensor3(&noise(seed, frames * 24), [1, frames, 24], &device);
-        let (y, state) = a.forward(u.clone(), None, a.start(1));
-        let (y_chunked, state_chunked) = b.forward(u.clone(), None, b.start(1));
+        let run = |model: &Mamba2, u: Tensor<3>, state: Mamba2State| {
+            let (y, state) = model.forward(u, &[], Some(state));
+            (y, state.unwrap())
+        };
+        let (y, state) = run(&a, u.clone(), a.start(1));
+        let (y_chunked, state_chunked) = run(&b, u.clone(), b.start(1));
+        let (y_fresh, none) = b.forward(u.clone(), &[], None);
+        assert_close("fresh", &floats(&y), &floats(&y_fresh), 2e-5);
+        assert!(none.is_none());
         assert_close("chunks", &floats(&y), &floats(&y_chunked), 2e-5);
         assert_close("state", &floats(&state.ssm_bhpn), &floats(&state_chunked.ssm_bhpn), 2e-5);
         let cut = 1 + cut.index(frames - 1);
-        let (first, between) = b.forward(u.clone().narrow(1, 0, cut), None, b.start(1));
-        let (second, end) = b.forward(u.narrow(1, cut, frames - cut), None, between);
+        let (first, between) = run(&b, u.clone().narrow(1, 0, cut), b.start(1));
+        let (second, end) = run(&b, u.narrow(1, cut, frames - cut), between);
         assert_close("cut", &floats(&y), &floats(&Tensor::cat(vec![first, second], 1)), 2e-5);
         assert_close("cut state", &floats(&state.ssm_bhpn), &floats(&end.ssm_bhpn), 2e-5);
         assert_close("cut history", &floats(&state.conv_bcw), &floats(&end.conv_bcw), 2e-5);
     }
 
     #[test]
-    fn masked_frames_in_front_are_as_if_absent(seed in 0u64..1000, padding in 1usize..9, frames in 1usize..12) {
+    fn padding_in_front_is_as_if_absent(seed in 0u64..1000, padding in 1usize..9, frames in 1usize..12) {
         let config = mixer(4);
         let parameters = mixer_parameters(&config, seed);
-        let device = Device::flex();
-        let model = Mamba2::new(&config, "m", &parameters.bind(&device));
-        let u = noise(seed, frames * 24);
-        let (y, state) = model.forward(tensor3(&u, [1, frames, 24], &device), None, model.start(1));
-        // Padding holds garbage on purpose.
-        let padded: Vec<f32> = noise(seed + 9, padding * 24).into_iter().map(|x| 50.0 * x).chain(u).collect();
-        let mask: Vec<f32> = (0..padding + frames).map(|t| f32::from(u8::from(t >= padding))).collect();
-        let mask = Tensor::<2>::from_data(TensorData::new(mask, [1, padding + frames]), &device);
-        let padded = tensor3(&padded, [1, padding + frames, 24], &device);
-        let (y_padded, state_padded) = model.forward(padded, Some(&mask), model.start(1));
-        assert_close("output", &floats(&y), &floats(&y_padded.narrow(1, padding, frames)), 2e-5);
-        assert_close("state", &floats(&state.ssm_bhpn), &floats(&state_padded.ssm_bhpn), 2e-5);
-        assert_close("history", &floats(&state.conv_bcw), &floats(&state_padded.conv_bcw), 2e-5);
+        let total = padding + frames;
+        // Padding holds garbage on purpose; the second sequence has none.
+        let mut input: Vec<f32> = noise(seed, 2 * total * 24);
+        input[..padding * 24].iter_mut().for_each(|value| *value *= 50.0);
+        let counts = [padding, 0];
+        let shape = [2, total, 24];
+        let fused = with_gradients(&parameters, &config, &input, shape, |model, u| {
+            let (y, state) = model.forward(u, &counts, Some(model.start(2)));
+            (y.narrow(1, padding, frames), state.unwrap())
+        });
+        let plain = with_gradients(&parameters, &config, &input, shape, |model, u| {
+            let (y, state) = model.forward_plain(u, &counts, model.start(2));
+            (y.narrow(1, padding, frames), state)
+        });
+        assert_close("output", &fused.0, &plain.0, 2e-5);
+        assert_close("history", &fused.1, &plain.1, 2e-5);
+        assert_close("state", &fused.2, &plain.2, 2e-5);
+        for (a, b) in fused.3.iter().zip(&plain.3) {
+            assert_close("gradient", a, b, 1e-4);
+        }
+        let alone = with_gradients(&parameters, &config, &input[padding * 24..total * 24], [1, frames, 24], |model, u| {
+            let (y, state) = model.forward(u, &[], Some(model.start(1)));
+            (y, state.unwrap())
+        });
+        assert_close("alone", &alone.0, &fused.0[..frames * 24], 2e-5);
+        assert_close("state alone", &alone.2, &fused.2[..fused.2.len() / 2], 2e-5);
     }
 }
 
@@ -222,13 +248,11 @@ fn mixer_matches_the_equations_in_f64() {
     let expected: Vec<f32> = golden(&config, &parameters, &input, frames).iter().map(|&x| x as f32).collect();
     let device = Device::flex();
     let model = Mamba2::new(&config, "m", &parameters.bind(&device));
-    let (y, _) = model.forward(tensor3(&input, [1, frames, config.d_model], &device), None, model.start(1));
-    assert_close("golden", &expected, &floats(&y), 1e-5);
-    assert_eq!(heads_of(&config), 3);
-}
-
-fn heads_of(config: &Mamba2Config) -> usize {
-    config.heads()
+    let u = tensor3(&input, [1, frames, config.d_model], &device);
+    let (y, _) = model.forward(u.clone(), &[], None);
+    assert_close("fused", &expected, &floats(&y), 1e-5);
+    let (y, _) = model.forward_plain(u, &[], model.start(1));
+    assert_close("plain", &expected, &floats(&y), 1e-5);
 }
 
 fn config(head: Head, codebooks: usize) -> LmConfig {

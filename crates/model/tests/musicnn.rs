@@ -140,8 +140,26 @@ fn short_sound_has_no_patches() {
 }
 
 #[test]
+fn other_rates_are_resampled() {
+    let model = Musicnn::load(&tagger("mtt.safetensors")).unwrap();
+    let tone = |rate: usize| -> Vec<f32> {
+        (0..rate * 6)
+            .map(|n| n as f64 / rate as f64)
+            .map(|t| (0.4 * (std::f64::consts::TAU * 440.0 * t).sin() * (-2.0 * t.fract()).exp()) as f32)
+            .collect()
+    };
+    let direct = model.analyse(&tone(16_000));
+    let resampled = model.analyse_44k(&tone(44_100));
+    assert_eq!(direct.patches, 2);
+    assert_eq!(resampled.patches, 2);
+    let worst = largest_difference(&direct.tags, &resampled.tags);
+    assert!(worst < 0.05, "tags differ by {worst}");
+}
+
+#[test]
 fn a_foreign_file_is_refused_by_name() {
-    let error = Musicnn::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/musicnn.safetensors")).unwrap_err();
+    let error =
+        Musicnn::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/musicnn.safetensors")).unwrap_err();
     assert!(matches!(error, WeightsError::Metadata { .. }) && error.to_string().contains("format"), "{error}");
 
     let bytes = std::fs::read(tagger("mtt.safetensors")).unwrap();

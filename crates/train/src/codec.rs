@@ -10,6 +10,7 @@ mod tokeniser;
 pub use corpus::TrackSpectrum;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use mambo_audio::AudioError;
 use mambo_data::{DataError, Manifest, Split};
@@ -130,14 +131,17 @@ pub enum CodecTrainError {
 pub struct CodecSummary {
     /// Codec folder.
     pub folder: PathBuf,
-    /// Steps of the flow.
-    pub steps: u64,
-    /// Validation loss of the averaged weights at the end.
+    /// Steps of the flow finished.
+    pub step: u64,
+    /// Whether it was stopped from outside before its last step.
+    pub stopped: bool,
+    /// Latest validation loss of the averaged weights.
     pub validation: f64,
 }
 
 /// Trains the codec of `experiment` in the run folder `root`, going on from a checkpoint if there is one.
-pub fn run(experiment: &CodecExperiment, root: &Path) -> Result<CodecSummary, CodecTrainError> {
+/// `stop`, set from outside, saves and ends the run after the step in hand.
+pub fn run(experiment: &CodecExperiment, root: &Path, stop: &AtomicBool) -> Result<CodecSummary, CodecTrainError> {
     experiment.optim.validate()?;
     let folder = RunFolder::open(root, experiment)?;
     let train = load(experiment, Split::Train, &experiment.fit.speeds)?;
@@ -155,10 +159,11 @@ pub fn run(experiment: &CodecExperiment, root: &Path) -> Result<CodecSummary, Co
             0
         }
     };
-    let validation = flow::train(experiment, &folder, &train, &valid, first, &mut parameters, &mut optimizer)?;
+    let (step, validation) =
+        flow::train(experiment, &folder, &train, &valid, first, stop, &mut parameters, &mut optimizer)?;
     let out = folder.inner("codec")?;
     HouseCodec::save(config, &optimizer.averaged(&parameters), &out)?;
-    Ok(CodecSummary { folder: out, steps: experiment.flow.steps, validation })
+    Ok(CodecSummary { folder: out, step, stopped: step < experiment.flow.steps, validation })
 }
 
 /// Fits the k-means floor codec to the same tracks and settings as the house codec of `experiment`.

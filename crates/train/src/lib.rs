@@ -6,6 +6,7 @@
 
 pub mod bigram;
 pub mod checkpoint;
+pub mod codec;
 pub mod config;
 pub mod error;
 pub mod lm;

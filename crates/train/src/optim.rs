@@ -4,6 +4,7 @@
 //! decay only where a parameter asks for it, and an exponential moving average of the weights.
 //! Sums run in a fixed order, so the same gradients always give the same weights.
 
+use mambo_kernels::optimizer::{AdamW, Trained, global_norm, moving_average};
 use mambo_model::parameters::{Parameters, Role};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -153,23 +154,48 @@ impl Optimizer {
     pub fn step(&mut self, step: u64, parameters: &mut Parameters, gradients: &[Vec<f32>]) -> StepReport {
         assert_eq!(gradients.len(), self.slots.len(), "one gradient per parameter");
         let rate = self.config.rate_at(step, self.total);
-        let gradient_norm = global_norm(gradients);
+        let slices: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
+        let gradient_norm = global_norm(&slices);
         if !gradient_norm.is_finite() {
             return StepReport { rate, gradient_norm, applied: false };
         }
-        let clip = self.config.clip;
-        let scale = if clip > 0.0 && gradient_norm > clip { clip / gradient_norm } else { 1.0 };
         self.updates += 1;
-        let update = Update::new(&self.config, self.updates, rate, scale as f32);
-        parameters
-            .list_mut()
-            .par_iter_mut()
-            .zip(&mut self.slots)
-            .zip(gradients)
-            .filter(|((parameter, _), _)| parameter.role != Role::Buffer)
-            .for_each(|((parameter, slot), gradient)| {
-                update.apply(&mut parameter.values, slot, gradient, parameter.role == Role::Decayed);
-            });
+        let config = &self.config;
+        let clipped = config.clip > 0.0 && gradient_norm > config.clip;
+        let update = AdamW {
+            rate,
+            beta1: config.beta1,
+            beta2: config.beta2,
+            epsilon: config.epsilon,
+            weight_decay: config.weight_decay,
+            step: self.updates,
+            gradient_scale: if clipped { config.clip / gradient_norm } else { 1.0 },
+        };
+        let mut trained = Vec::new();
+        for ((parameter, slot), gradient) in parameters.list_mut().iter_mut().zip(&mut self.slots).zip(gradients) {
+            if parameter.role != Role::Buffer {
+                trained.push(Trained {
+                    decay: parameter.role == Role::Decayed,
+                    value: &mut parameter.values,
+                    gradient,
+                    first: &mut slot.first,
+                    second: &mut slot.second,
+                });
+            }
+        }
+        update.apply(&mut trained);
+        if config.ema > 0.0 {
+            // A young average must forget the initial weights quickly.
+            let decay = config.ema.min((1 + self.updates) as f64 / (10 + self.updates) as f64);
+            let mut pairs: Vec<(&mut [f32], &[f32])> = self
+                .slots
+                .iter_mut()
+                .zip(parameters.list())
+                .filter(|(slot, _)| !slot.ema.is_empty())
+                .map(|(slot, parameter)| (slot.ema.as_mut_slice(), parameter.values.as_slice()))
+                .collect();
+            moving_average(&mut pairs, decay as f32);
+        }
         StepReport { rate, gradient_norm, applied: true }
     }
 
@@ -185,15 +211,6 @@ impl Optimizer {
     }
 }
 
-/// Square root of the sum of all squares, summed per parameter, then over parameters in order.
-pub fn global_norm(gradients: &[Vec<f32>]) -> f64 {
-    let squares: Vec<f64> = gradients
-        .par_iter()
-        .map(|gradient| gradient.iter().map(|&value| f64::from(value) * f64::from(value)).sum())
-        .collect();
-    squares.iter().sum::<f64>().sqrt()
-}
-
 /// Adds `more` times `scale` to `sum`, taking it over when `sum` is empty: gradient accumulation.
 pub fn accumulate(sum: &mut Vec<Vec<f32>>, more: Vec<Vec<f32>>, scale: f32) {
     if sum.is_empty() {
@@ -204,52 +221,6 @@ pub fn accumulate(sum: &mut Vec<Vec<f32>>, more: Vec<Vec<f32>>, scale: f32) {
     sum.par_iter_mut().zip(more).for_each(|(sum, more)| {
         sum.iter_mut().zip(more).for_each(|(sum, value)| *sum += scale * value);
     });
-}
-
-/// The numbers of one update, the same for all parameters.
-struct Update {
-    rate: f32,
-    gradient_scale: f32,
-    beta1: f32,
-    beta2: f32,
-    first_correction: f32,
-    second_correction: f32,
-    epsilon: f32,
-    decay: f32,
-    ema: f32,
-}
-
-impl Update {
-    fn new(config: &OptimConfig, updates: u64, rate: f64, gradient_scale: f32) -> Self {
-        let power = updates as f64;
-        Self {
-            rate: rate as f32,
-            gradient_scale,
-            beta1: config.beta1 as f32,
-            beta2: config.beta2 as f32,
-            first_correction: (1.0 / (1.0 - config.beta1.powf(power))) as f32,
-            second_correction: (1.0 / (1.0 - config.beta2.powf(power))) as f32,
-            epsilon: config.epsilon as f32,
-            decay: (rate * config.weight_decay) as f32,
-            // A young average must forget the initial weights quickly.
-            ema: config.ema.min((1.0 + power) / (10.0 + power)) as f32,
-        }
-    }
-
-    fn apply(&self, values: &mut [f32], slot: &mut Slot, gradient: &[f32], decayed: bool) {
-        let keep = if decayed { 1.0 - self.decay } else { 1.0 };
-        let moments = slot.first.iter_mut().zip(&mut slot.second);
-        for ((value, (first, second)), &gradient) in values.iter_mut().zip(moments).zip(gradient) {
-            let gradient = gradient * self.gradient_scale;
-            *first = self.beta1 * *first + (1.0 - self.beta1) * gradient;
-            *second = self.beta2 * *second + (1.0 - self.beta2) * gradient * gradient;
-            let root = (*second * self.second_correction).sqrt() + self.epsilon;
-            *value = keep * *value - self.rate * (*first * self.first_correction) / root;
-        }
-        for (average, value) in slot.ema.iter_mut().zip(values.iter()) {
-            *average = self.ema * *average + (1.0 - self.ema) * value;
-        }
-    }
 }
 
 #[cfg(test)]
@@ -297,7 +268,6 @@ mod tests {
     #[test]
     fn clipping_uses_the_norm_over_all_parameters() {
         let gradients = vec![vec![3.0], vec![4.0]];
-        assert!((global_norm(&gradients) - 5.0).abs() < 1e-12);
         let mut parameters = one(Role::Free, 0.0);
         parameters.push("y", &[1], Role::Free, vec![0.0]);
         let mut optimizer = Optimizer::new(&OptimConfig { clip: 1.0, ..plain() }, &parameters, 1);

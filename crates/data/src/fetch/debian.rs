@@ -45,6 +45,8 @@ struct PackageRecord {
     files: BTreeMap<String, String>,
 }
 
+/// Genre tags in the files that say where the music is used, not what it is.
+const NO_GENRES: [&str; 5] = ["Game", "Music", "Sound FX", "VGM", "Widelands"];
 const RECORD_NAME: &str = "extracted.json";
 
 /// Fetches the music, writes the manifest, and says what came.
@@ -143,7 +145,8 @@ fn bare_track(song: &Song, version: &str) -> Track {
     let row = song.first();
     let source = source_of(row, version);
     let mut tags: Vec<String> = Vec::new();
-    for words in [&row.genre, &row.style_words] {
+    let genre = if NO_GENRES.contains(&row.genre.as_str()) { "" } else { &row.genre };
+    for words in [genre, &row.style_words] {
         for tag in words.split([',', ';', '/', '+']).map(str::trim).filter(|tag| !tag.is_empty()) {
             let tag = tag.to_lowercase();
             if !tags.contains(&tag) {
@@ -151,10 +154,10 @@ fn bare_track(song: &Song, version: &str) -> Track {
             }
         }
     }
-    let captions = [&row.genre, &row.style_words]
+    let captions = [genre, &row.style_words]
         .into_iter()
         .filter(|text| !text.is_empty())
-        .map(|text| Caption { text: text.clone(), source: CaptionSource::Metadata })
+        .map(|text| Caption { text: text.to_owned(), source: CaptionSource::Metadata })
         .collect();
     let present = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     Track {

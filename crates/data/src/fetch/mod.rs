@@ -3,6 +3,8 @@
 pub mod debian;
 mod mix;
 mod package;
+pub mod scores;
 mod table;
 
-pub use table::{Row, rows};
+pub(crate) use package::sha256_of;
+pub use table::{Row, Song, rows, songs};

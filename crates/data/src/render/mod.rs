@@ -13,6 +13,8 @@ mod synth;
 pub mod wad;
 mod words;
 
+pub(crate) use words::list as list_words;
+
 use crate::error::DataError;
 use crate::fetch::sha256_of;
 use crate::manifest::{Attribution, Manifest, ManifestSummary, ScoreFacts, Split, Track, id_of_sha256, id_of_source};
@@ -288,7 +290,7 @@ fn play(font: &Arc<SoundFont>, excerpt: &Performance, seconds: f64) -> Result<Au
         Engine::Chip => vec![chip::play(&excerpt.score, RATE, seconds)],
     };
     let mut clip = AudioClip { sample_rate: RATE, channels };
-    let loudness = mambo_audio::measure(&clip)?;
+    let loudness = mambo_audio::measure(&clip);
     let peak = clip.channels.iter().flatten().fold(1e-6_f32, |peak, sample| peak.max(sample.abs()));
     let wanted = if loudness.integrated_lufs.is_finite() { 10.0_f64.powf((TARGET_LUFS - loudness.integrated_lufs) / 20.0) as f32 } else { 1.0 };
     let gain = wanted.min(PEAK / peak);

@@ -63,6 +63,12 @@ impl ShardWriter {
         self.lengths.len()
     }
 
+    /// Different captions so far.
+    #[must_use]
+    pub fn captions(&self) -> usize {
+        self.header.captions.len()
+    }
+
     /// Whether there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -10,7 +10,7 @@ use super::chunk::{Chunk, TRIANGLE, scale, scale_rows, scaled_rows};
 use super::conv::{Conv, conv_backward};
 use super::forward::forward;
 use super::gate::gate_backward;
-use super::{Mamba2Config, Piece, States, TAPS, Weights, pieces, tap_rows};
+use super::{Mamba2Config, Piece, Sequences, States, TAPS, Weights, pieces, tap_rows};
 use crate::simd::{Isa, dot, fused, simd_fn};
 use crate::small_gemm::{Left, multiply, transpose};
 use crate::threads::Shared;
@@ -53,10 +53,10 @@ pub struct InitialGradient {
 ///
 /// # Panics
 /// If a length does not fit the configuration.
+#[allow(clippy::too_many_arguments)]
 pub fn backward(
     config: &Mamba2Config,
-    batch: usize,
-    frames: usize,
+    sequences: Sequences<'_>,
     projected: &[f32],
     weights: &Weights<'_, f32>,
     initial: Option<States<'_, f32>>,
@@ -66,7 +66,8 @@ pub fn backward(
 ) -> Gradients {
     config.check();
     weights.check(config);
-    assert_eq!(projected.len(), batch * frames * config.projected(), "mamba2 projected input");
+    sequences.check(config, projected.len());
+    let (batch, frames) = (sequences.batch, sequences.frames);
     assert_eq!(d_output.len(), batch * frames * config.inner, "mamba2 output gradient");
     for states in initial.iter().chain(&d_final) {
         states.check(config, batch);
@@ -75,7 +76,7 @@ pub fn backward(
     let (scanned, chunk_states) = match saved {
         Some(saved) => saved,
         None => {
-            again = forward(config, batch, frames, projected, weights, initial, true, false);
+            again = forward(config, sequences, projected, weights, initial, true, false);
             (again.scanned.as_slice(), again.chunk_states.as_slice())
         }
     };
@@ -83,7 +84,7 @@ pub fn backward(
     assert_eq!(chunk_states.len(), batch * frames.div_ceil(config.chunk) * config.ssm_state_size(), "mamba2 saved states");
 
     let taps = tap_rows(weights.conv_weight, config.conv_channels());
-    let conv = Conv { config: *config, frames, projected, initial, taps: &taps, bias: weights.conv_bias };
+    let conv = Conv { config: *config, sequences, projected, initial, taps: &taps, bias: weights.conv_bias };
     let mut d_projected = vec![0.0f32; projected.len()];
     let (d_y, norm) = gate_backward(config, projected, weights.norm, scanned, d_output, &mut d_projected);
 
@@ -102,7 +103,7 @@ pub fn backward(
     };
     add_shared(config, frames, parts, &d_shared, &mut d_projected);
     drop(d_shared);
-    let convolution = conv_backward(&conv, batch, &mut d_projected, d_final.map(|states| states.conv));
+    let convolution = conv_backward(&conv, &mut d_projected, d_final.map(|states| states.conv));
     debug_assert_eq!(convolution.weight.len(), config.conv_channels() * TAPS);
 
     let mut sums = vec![[0.0f64; 3]; config.heads];
@@ -166,9 +167,9 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
     let (conv, weights) = (inputs.conv, inputs.weights);
     let config = &conv.config;
     let (state, width, inner, row_width) = (config.state, config.head_width(), config.inner, config.projected());
-    let chunks = conv.frames.div_ceil(config.chunk);
-    let rows_max = config.chunk.min(conv.frames);
-    let mut chunk = Chunk::new(config, conv.frames);
+    let chunks = conv.sequences.frames.div_ceil(config.chunk);
+    let rows_max = config.chunk.min(conv.sequences.frames);
+    let mut chunk = Chunk::new(config, conv.sequences.frames);
     let stride = chunk.stride;
     let mut sums = vec![[0.0f64; 3]; piece.heads];
     // Gradient of the state after the chunk at hand, [heads, state, head width].
@@ -193,7 +194,7 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
 
     for index in (0..chunks).rev() {
         let from = index * config.chunk;
-        let rows = config.chunk.min(conv.frames - from);
+        let rows = config.chunk.min(conv.sequences.frames - from);
         chunk.load_group(conv, piece, from, rows);
         transpose(rows, state, &chunk.c, state, &mut c_turned, stride);
         d_products.fill(0.0);
@@ -203,7 +204,7 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
             let memory = &inputs.chunk_states[((piece.sequence * chunks + index) * config.heads + head) * state * width..][..state * width];
             chunk.load_head(conv, weights, piece.sequence, head, from, rows);
             scaled_rows(&chunk.dt[..rows], width, &chunk.x, width, &mut stepped);
-            let first = (piece.sequence * conv.frames + from) * inner + head * width;
+            let first = (piece.sequence * conv.sequences.frames + from) * inner + head * width;
             for row in 0..rows {
                 d_y[row * width..][..width].copy_from_slice(&inputs.d_y[first + row * inner..][..width]);
             }
@@ -252,7 +253,7 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
                 let part = row * width..(row + 1) * width;
                 // SAFETY: each head of each sequence belongs to one piece.
                 let d_x = unsafe {
-                    results.d_projected.part((piece.sequence * conv.frames + from + row) * row_width + inner + head * width, width)
+                    results.d_projected.part((piece.sequence * conv.sequences.frames + from + row) * row_width + inner + head * width, width)
                 };
                 let [own, skipped] = frame(skip, chunk.dt[row], &chunk.x[part.clone()], &d_y[part.clone()], &d_stepped[part], d_x);
                 x_pull[row] = own;
@@ -272,7 +273,7 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
                 *sum_rate += f64::from(chunk.dt[row]) * f64::from(rate) * d_decay;
                 // SAFETY: as above.
                 let target = unsafe {
-                    results.d_projected.part((piece.sequence * conv.frames + from + row) * row_width + config.dt_column() + head, 1)
+                    results.d_projected.part((piece.sequence * conv.sequences.frames + from + row) * row_width + config.dt_column() + head, 1)
                 };
                 target[0] = d_raw;
             }

@@ -95,8 +95,12 @@ impl Chunk {
         let config = &conv.config;
         let rate = -weights.a_log[head].exp();
         let mut sum = 0.0f32;
-        for row in 0..rows {
-            let at = (sequence * conv.frames + from + row) * config.projected() + config.dt_column() + head;
+        let padding = conv.sequences.padding_of(sequence).saturating_sub(from).min(rows);
+        self.dt[..padding].fill(0.0);
+        self.dt_slope[..padding].fill(0.0);
+        self.cumulative[..padding].fill(0.0);
+        for row in padding..rows {
+            let at = (sequence * conv.sequences.frames + from + row) * config.projected() + config.dt_column() + head;
             let raw = conv.projected[at] + weights.dt_bias[head];
             let dt = softplus(raw);
             sum += dt * rate;

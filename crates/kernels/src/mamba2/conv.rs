@@ -1,6 +1,6 @@
 //! The causal convolution of width 4 with SiLU, on rows of `width` neighbouring channels, and its backward pass.
 
-use super::{HISTORY, Mamba2Config, States, TAPS};
+use super::{HISTORY, Mamba2Config, Sequences, States, TAPS};
 use crate::simd::{Isa, fused, sigmoid, simd_fn};
 use crate::threads::Shared;
 use rayon::prelude::*;
@@ -16,7 +16,7 @@ pub(crate) struct Channels {
 #[derive(Clone, Copy)]
 pub(crate) struct Conv<'a> {
     pub(crate) config: Mamba2Config,
-    pub(crate) frames: usize,
+    pub(crate) sequences: Sequences<'a>,
     /// `[batch, frames, projected]`
     pub(crate) projected: &'a [f32],
     /// Frames before the first; zeros where absent.
@@ -31,10 +31,13 @@ impl Conv<'_> {
     /// Copies frames `from - 3 .. from + rows` of the channels into `raw` `[rows + 3, width]`.
     pub(crate) fn gather(&self, sequence: usize, channels: Channels, from: usize, rows: usize, raw: &mut [f32]) {
         let (width, total) = (channels.width, self.config.conv_channels());
+        let padding = self.sequences.padding_of(sequence);
         for (row, line) in raw[..(rows + HISTORY) * width].chunks_exact_mut(width).enumerate() {
             let frame = from + row;
-            if frame >= HISTORY {
-                let at = (sequence * self.frames + frame - HISTORY) * self.config.projected() + self.config.inner + channels.first;
+            if (HISTORY..HISTORY + padding).contains(&frame) {
+                line.fill(0.0);
+            } else if frame >= HISTORY {
+                let at = (sequence * self.sequences.frames + frame - HISTORY) * self.config.projected() + self.config.inner + channels.first;
                 line.copy_from_slice(&self.projected[at..at + width]);
             } else if let Some(states) = self.initial {
                 for (channel, value) in line.iter_mut().enumerate() {
@@ -54,13 +57,14 @@ impl Conv<'_> {
     }
 
     /// The convolution's inputs after the last frame, `[batch, channels, 3]`.
-    pub(crate) fn final_state(&self, batch: usize) -> Vec<f32> {
+    pub(crate) fn final_state(&self) -> Vec<f32> {
+        let batch = self.sequences.batch;
         let total = self.config.conv_channels();
         let channels = Channels { first: 0, width: total };
         let mut state = vec![0.0; batch * total * HISTORY];
         let mut raw = vec![0.0; HISTORY * total];
         for sequence in 0..batch {
-            self.gather(sequence, channels, self.frames, 0, &mut raw);
+            self.gather(sequence, channels, self.sequences.frames, 0, &mut raw);
             for row in 0..HISTORY {
                 for channel in 0..total {
                     state[(sequence * total + channel) * HISTORY + row] = raw[row * total + channel];
@@ -167,8 +171,8 @@ pub(crate) struct ConvGradients {
 ///
 /// `d_projected` `[batch, frames, projected]` holds at the channels' columns the gradients of the activated values
 /// and receives there the gradients of the inputs. `d_final` is the gradient of the final history, if that was used.
-pub(crate) fn conv_backward(conv: &Conv<'_>, batch: usize, d_projected: &mut [f32], d_final: Option<&[f32]>) -> ConvGradients {
-    let total = conv.config.conv_channels();
+pub(crate) fn conv_backward(conv: &Conv<'_>, d_projected: &mut [f32], d_final: Option<&[f32]>) -> ConvGradients {
+    let (batch, total) = (conv.sequences.batch, conv.config.conv_channels());
     let blocks = total.div_ceil(TASK_WIDTH);
     let mut partial = vec![0.0f32; batch * (TAPS + 1) * total];
     let mut history = vec![0.0f32; if conv.initial.is_some() { batch * total * HISTORY } else { 0 }];
@@ -201,7 +205,8 @@ fn backward_task(
     history: Shared<'_, f32>,
     d_final: Option<&[f32]>,
 ) {
-    let (width, total, row_width, frames) = (channels.width, conv.config.conv_channels(), conv.config.projected(), conv.frames);
+    let (width, total, row_width, frames) = (channels.width, conv.config.conv_channels(), conv.config.projected(), conv.sequences.frames);
+    let padding = conv.sequences.padding_of(sequence);
     let taps: [&[f32]; TAPS] = std::array::from_fn(|tap| &conv.taps[tap * total + channels.first..][..width]);
     let bias = &conv.bias[channels.first..][..width];
     let at = |frame: usize| (sequence * frames + frame) * row_width + conv.config.inner + channels.first;
@@ -234,7 +239,11 @@ fn backward_task(
         for row in 0..rows {
             // SAFETY: as above; later tiles have already read what they need of these frames.
             let target = unsafe { d_projected.part(at(from + row), width) };
-            target.copy_from_slice(&inputs[row * width..][..width]);
+            if from + row < padding {
+                target.fill(0.0);
+            } else {
+                target.copy_from_slice(&inputs[row * width..][..width]);
+            }
         }
         gradient.copy_within(rows * width..(rows + HISTORY) * width, 0);
         done = known - rows;
@@ -261,6 +270,9 @@ fn backward_task(
             for row in 0..HISTORY {
                 let value = d_final[(sequence * total + channels.first + channel) * HISTORY + row];
                 let frame = frames + row;
+                if (HISTORY..HISTORY + padding).contains(&frame) {
+                    continue;
+                }
                 // SAFETY: as above.
                 let target = unsafe {
                     if frame >= HISTORY {

@@ -4,7 +4,7 @@
 use super::chunk::{Chunk, TRIANGLE, scale, scale_rows, scaled_rows};
 use super::conv::Conv;
 use super::gate::gate_forward;
-use super::{Mamba2Config, Piece, States, Weights, pieces, tap_rows};
+use super::{Mamba2Config, Piece, Sequences, States, Weights, pieces, tap_rows};
 use crate::simd::{Isa, fused, simd_fn};
 use crate::small_gemm::{Left, multiply, transpose};
 use crate::threads::Shared;
@@ -25,17 +25,17 @@ pub struct Forward {
     pub ssm_state: Vec<f32>,
 }
 
-/// Runs the mixer over `frames` frames of `batch` sequences.
+/// Runs the mixer over the frames of a batch of sequences.
 ///
 /// `projected` `[batch, frames, projected]` is the input projection's output. `keep` saves what makes the backward
 /// pass cheaper; `states` asks for the final states.
 ///
 /// # Panics
 /// If a length does not fit the configuration.
+#[allow(clippy::too_many_arguments)]
 pub fn forward(
     config: &Mamba2Config,
-    batch: usize,
-    frames: usize,
+    sequences: Sequences<'_>,
     projected: &[f32],
     weights: &Weights<'_, f32>,
     initial: Option<States<'_, f32>>,
@@ -44,12 +44,13 @@ pub fn forward(
 ) -> Forward {
     config.check();
     weights.check(config);
-    assert_eq!(projected.len(), batch * frames * config.projected(), "mamba2 projected input");
+    sequences.check(config, projected.len());
+    let (batch, frames) = (sequences.batch, sequences.frames);
     if let Some(initial) = &initial {
         initial.check(config, batch);
     }
     let taps = tap_rows(weights.conv_weight, config.conv_channels());
-    let conv = Conv { config: *config, frames, projected, initial, taps: &taps, bias: weights.conv_bias };
+    let conv = Conv { config: *config, sequences, projected, initial, taps: &taps, bias: weights.conv_bias };
     let mut out = Forward::default();
     let mut scanned = vec![0.0; batch * frames * config.inner];
     if keep {
@@ -57,7 +58,7 @@ pub fn forward(
     }
     if states {
         out.ssm_state = vec![0.0; batch * config.ssm_state_size()];
-        out.conv_state = conv.final_state(batch);
+        out.conv_state = conv.final_state();
     }
     {
         let results = Results {
@@ -101,14 +102,14 @@ fn initial_state(conv: &Conv<'_>, piece: &Piece) -> Vec<f32> {
 fn scan(conv: &Conv<'_>, weights: &Weights<'_, f32>, piece: &Piece, results: Results<'_>) {
     let config = &conv.config;
     let (state, width, inner) = (config.state, config.head_width(), config.inner);
-    let chunks = conv.frames.div_ceil(config.chunk);
-    let mut chunk = Chunk::new(config, conv.frames);
+    let chunks = conv.sequences.frames.div_ceil(config.chunk);
+    let mut chunk = Chunk::new(config, conv.sequences.frames);
     let mut states = initial_state(conv, piece);
-    let rows_max = config.chunk.min(conv.frames);
+    let rows_max = config.chunk.min(conv.sequences.frames);
     let (mut stepped, mut y) = (vec![0.0; rows_max * width], vec![0.0; rows_max * width]);
     for index in 0..chunks {
         let from = index * config.chunk;
-        let rows = config.chunk.min(conv.frames - from);
+        let rows = config.chunk.min(conv.sequences.frames - from);
         chunk.load_group(conv, piece, from, rows);
         for (local, memory) in states.chunks_exact_mut(state * width).enumerate() {
             let head = piece.first_head + local;
@@ -130,7 +131,7 @@ fn scan(conv: &Conv<'_>, weights: &Weights<'_, f32>, piece: &Piece, results: Res
             }
             for row in 0..rows {
                 // SAFETY: as above.
-                let target = unsafe { results.scanned.part((piece.sequence * conv.frames + from + row) * inner + head * width, width) };
+                let target = unsafe { results.scanned.part((piece.sequence * conv.sequences.frames + from + row) * inner + head * width, width) };
                 target.copy_from_slice(&y[row * width..][..width]);
             }
             // S <- exp(c_last) S + sum_j exp(c_last - c_j) B_j (outer) dt_j x_j

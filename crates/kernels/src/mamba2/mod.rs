@@ -126,6 +126,30 @@ impl<F> States<'_, F> {
     }
 }
 
+/// The sequences of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequences<'a> {
+    /// How many there are.
+    pub batch: usize,
+    /// Frames of each.
+    pub frames: usize,
+    /// Frames at the start of each that are padding: their inputs count as zero and time stands still, so states pass
+    /// through unchanged (a convolution history must then be zero). Empty: none; otherwise one number a sequence.
+    pub padding: &'a [usize],
+}
+
+impl Sequences<'_> {
+    /// Padding of one sequence.
+    pub(crate) fn padding_of(&self, sequence: usize) -> usize {
+        self.padding.get(sequence).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn check(&self, config: &Mamba2Config, projected: usize) {
+        assert_eq!(projected, self.batch * self.frames * config.projected(), "mamba2 projected input");
+        assert!(self.padding.is_empty() || self.padding.len() == self.batch, "mamba2: one padding a sequence");
+    }
+}
+
 /// One piece of the scan that runs on one thread: some heads of one group of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Piece {

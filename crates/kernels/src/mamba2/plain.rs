@@ -1,6 +1,6 @@
 //! The recurrence frame by frame, generic over f32 and f64: the oracle of the chunked and fused paths.
 
-use super::{HISTORY, Mamba2Config, NORM_EPSILON, States, TAPS, Weights};
+use super::{HISTORY, Mamba2Config, NORM_EPSILON, Sequences, States, TAPS, Weights};
 use num_traits::Float;
 
 /// What the recurrence computes, and what its backward pass reads again.
@@ -99,10 +99,12 @@ impl Places {
 
 /// Input of the convolution's tap `tap` at `frame`, from the sequence or its history.
 #[allow(clippy::too_many_arguments)]
-fn tap_value<F: Float>(p: &Places, frames: usize, projected: &[F], initial: Option<&States<'_, F>>, sequence: usize, frame: usize, tap: usize, channel: usize) -> F {
+fn tap_value<F: Float>(p: &Places, sequences: &Sequences<'_>, projected: &[F], initial: Option<&States<'_, F>>, sequence: usize, frame: usize, tap: usize, channel: usize) -> F {
     let at = frame + tap;
-    if at >= HISTORY {
-        projected[(sequence * frames + at - HISTORY) * p.row + p.inner + channel]
+    if at >= HISTORY && at - HISTORY < sequences.padding_of(sequence) {
+        F::zero()
+    } else if at >= HISTORY {
+        projected[(sequence * sequences.frames + at - HISTORY) * p.row + p.inner + channel]
     } else {
         initial.map_or(F::zero(), |states| states.conv[(sequence * p.channels + channel) * HISTORY + at])
     }
@@ -112,11 +114,13 @@ fn tap_value<F: Float>(p: &Places, frames: usize, projected: &[F], initial: Opti
 ///
 /// # Panics
 /// If a length does not fit the configuration.
-pub fn forward<F: Float>(config: &Mamba2Config, batch: usize, frames: usize, projected: &[F], weights: &Weights<'_, F>, initial: Option<States<'_, F>>) -> Trace<F> {
+pub fn forward<F: Float>(config: &Mamba2Config, sequences: Sequences<'_>, projected: &[F], weights: &Weights<'_, F>, initial: Option<States<'_, F>>) -> Trace<F> {
     config.check();
     weights.check(config);
+    sequences.check(config, projected.len());
     let p = Places::new(config);
     let (heads, size) = (config.heads, config.ssm_state_size());
+    let (batch, frames) = (sequences.batch, sequences.frames);
     let mut trace = Trace {
         output: vec![F::zero(); batch * frames * p.inner],
         conv_state: vec![F::zero(); batch * config.conv_state_size()],
@@ -138,14 +142,15 @@ pub fn forward<F: Float>(config: &Mamba2Config, batch: usize, frames: usize, pro
                 for tap in 0..TAPS {
                     *value = *value
                         + weights.conv_weight[channel * TAPS + tap]
-                            * tap_value(&p, frames, projected, initial.as_ref(), sequence, frame, tap, channel);
+                            * tap_value(&p, &sequences, projected, initial.as_ref(), sequence, frame, tap, channel);
                 }
             }
             let active: Vec<F> = before.iter().map(|value| silu(*value)).collect();
             let scanned = &mut trace.scanned[(sequence * frames + frame) * p.inner..][..p.inner];
             let (old, new) = trace.states[first + frame * size..first + (frame + 2) * size].split_at_mut(size);
             for head in 0..heads {
-                let dt = softplus(row[config.dt_column() + head] + weights.dt_bias[head]);
+                let raw = row[config.dt_column() + head] + weights.dt_bias[head];
+                let dt = if frame < sequences.padding_of(sequence) { F::zero() } else { softplus(raw) };
                 let decay = (dt * -weights.a_log[head].exp()).exp();
                 for channel in 0..p.width {
                     let x = active[head * p.width + channel];
@@ -174,7 +179,7 @@ pub fn forward<F: Float>(config: &Mamba2Config, batch: usize, frames: usize, pro
         for channel in 0..p.channels {
             for row in 0..HISTORY {
                 trace.conv_state[(sequence * p.channels + channel) * HISTORY + row] =
-                    tap_value(&p, frames, projected, initial.as_ref(), sequence, frames, row, channel);
+                    tap_value(&p, &sequences, projected, initial.as_ref(), sequence, frames, row, channel);
             }
         }
     }
@@ -194,8 +199,7 @@ fn norm_scale<F: Float>(values: &[F]) -> F {
 #[allow(clippy::too_many_arguments)]
 pub fn backward<F: Float>(
     config: &Mamba2Config,
-    batch: usize,
-    frames: usize,
+    sequences: Sequences<'_>,
     projected: &[F],
     weights: &Weights<'_, F>,
     initial: Option<States<'_, F>>,
@@ -205,6 +209,7 @@ pub fn backward<F: Float>(
 ) -> PlainGradients<F> {
     let p = Places::new(config);
     let (heads, size) = (config.heads, config.ssm_state_size());
+    let (batch, frames) = (sequences.batch, sequences.frames);
     let zeros = |length: usize| vec![F::zero(); length];
     let mut out = PlainGradients {
         projected: zeros(projected.len()),
@@ -252,7 +257,8 @@ pub fn backward<F: Float>(
             let (old, new) = states.split_at(size);
             for head in 0..heads {
                 let raw = row[config.dt_column() + head] + weights.dt_bias[head];
-                let dt = softplus(raw);
+                let padded = frame < sequences.padding_of(sequence);
+                let dt = if padded { F::zero() } else { softplus(raw) };
                 let rate = -weights.a_log[head].exp();
                 let decay = (dt * rate).exp();
                 let (mut d_dt, mut d_decay) = (F::zero(), F::zero());
@@ -275,7 +281,7 @@ pub fn backward<F: Float>(
                 }
                 d_dt = d_dt + d_decay * decay * rate;
                 out.a_log[head] = out.a_log[head] + d_decay * decay * dt * rate;
-                let d_raw = if raw > number(20.0) { d_dt } else { d_dt * sigmoid(raw) };
+                let d_raw = if padded { F::zero() } else if raw > number(20.0) { d_dt } else { d_dt * sigmoid(raw) };
                 out.dt_bias[head] = out.dt_bias[head] + d_raw;
                 out.projected[index * p.row + config.dt_column() + head] = d_raw;
             }
@@ -284,9 +290,9 @@ pub fn backward<F: Float>(
                 out.conv_bias[channel] = out.conv_bias[channel] + d_before;
                 for tap in 0..TAPS {
                     let weight = channel * TAPS + tap;
-                    let value = tap_value(&p, frames, projected, initial.as_ref(), sequence, frame, tap, channel);
+                    let value = tap_value(&p, &sequences, projected, initial.as_ref(), sequence, frame, tap, channel);
                     out.conv_weight[weight] = out.conv_weight[weight] + d_before * value;
-                    add_tap(&p, frames, &mut out.projected, &mut out.conv_state, sequence, frame + tap, channel, d_before * weights.conv_weight[weight]);
+                    add_tap(&p, &sequences, &mut out.projected, &mut out.conv_state, sequence, frame + tap, channel, d_before * weights.conv_weight[weight]);
                 }
             }
         }
@@ -295,7 +301,7 @@ pub fn backward<F: Float>(
             for channel in 0..p.channels {
                 for row in 0..HISTORY {
                     let value = states.conv[(sequence * p.channels + channel) * HISTORY + row];
-                    add_tap(&p, frames, &mut out.projected, &mut out.conv_state, sequence, frames + row, channel, value);
+                    add_tap(&p, &sequences, &mut out.projected, &mut out.conv_state, sequence, frames + row, channel, value);
                 }
             }
         }
@@ -305,9 +311,12 @@ pub fn backward<F: Float>(
 
 /// Adds the gradient of the convolution input three frames before `at`.
 #[allow(clippy::too_many_arguments)]
-fn add_tap<F: Float>(p: &Places, frames: usize, d_projected: &mut [F], d_history: &mut [F], sequence: usize, at: usize, channel: usize, value: F) {
+fn add_tap<F: Float>(p: &Places, sequences: &Sequences<'_>, d_projected: &mut [F], d_history: &mut [F], sequence: usize, at: usize, channel: usize, value: F) {
+    if at >= HISTORY && at - HISTORY < sequences.padding_of(sequence) {
+        return;
+    }
     let target = if at >= HISTORY {
-        &mut d_projected[(sequence * frames + at - HISTORY) * p.row + p.inner + channel]
+        &mut d_projected[(sequence * sequences.frames + at - HISTORY) * p.row + p.inner + channel]
     } else {
         &mut d_history[(sequence * p.channels + channel) * HISTORY + at]
     };

@@ -147,7 +147,7 @@ impl FlowNetwork {
             let velocity = x.clone() * ((2.0 * t - 1.0) / power) + rest / power.sqrt();
             x = x + velocity * (next - t);
         }
-        x.into_data().into_vec().expect("the flow computes in f32")
+        x.into_data().try_into_vec().expect("the flow computes in f32")
     }
 }
 

@@ -9,6 +9,7 @@
 use std::path::Path;
 
 use mambo_audio::spectrum::{MelFilterbank, Padding, Stft, mel_filterbank};
+use mambo_audio::{AudioClip, resample};
 use mambo_kernels::matmul::{Strided, matmul};
 use rayon::prelude::*;
 
@@ -124,7 +125,10 @@ impl Musicnn {
             stft: Stft::new(WINDOW, HOP).with_padding(Padding::Reflect),
             filterbank: mel_filterbank(SAMPLE_RATE, WINDOW, MELS, 0.0, f64::from(SAMPLE_RATE) / 2.0),
             input: (input.scale[0], input.shift[0]),
-            timbral: [PooledConvolution::load(&file, 0, TAPS, 38, 204)?, PooledConvolution::load(&file, 1, TAPS, 67, 204)?],
+            timbral: [
+                PooledConvolution::load(&file, 0, TAPS, 38, 204)?,
+                PooledConvolution::load(&file, 1, TAPS, 67, 204)?,
+            ],
             temporal: [
                 PooledConvolution::load(&file, 2, 128, 1, 51)?,
                 PooledConvolution::load(&file, 3, 64, 1, 51)?,
@@ -188,6 +192,21 @@ impl Musicnn {
         output
     }
 
+    /// As [`Musicnn::analyse`] for sound at 44.1 kHz.
+    pub fn analyse_44k(&self, mono_44k: &[f32]) -> MusicnnOutput {
+        self.analyse_clip(&AudioClip::from_mono(mono_44k.to_vec(), 44_100))
+    }
+
+    /// As [`Musicnn::analyse`] for sound of any rate and number of channels.
+    pub fn analyse_clip(&self, clip: &AudioClip) -> MusicnnOutput {
+        let mono = clip.to_mono();
+        if clip.sample_rate == SAMPLE_RATE {
+            return self.analyse(&mono);
+        }
+        let resampled = resample(&AudioClip::from_mono(mono, clip.sample_rate), SAMPLE_RATE);
+        self.analyse(&resampled.to_mono())
+    }
+
     /// The network's input for a whole recording: `log10(10000 mel + 1)`, row-major `[frames, 96]`.
     pub fn log_mel(&self, mono_16k: &[f32]) -> Vec<f32> {
         self.log_mel_frames(mono_16k, 0..self.stft.frame_count(mono_16k.len()))
@@ -246,7 +265,13 @@ impl Musicnn {
         let mut channel = 0;
         for layer in &self.timbral {
             let windows = (0..=MELS - layer.frequency_taps).map(|f| f * TAPS * COLUMNS);
-            layer.apply(&scratch.unrolled, COLUMNS, windows, &mut scratch.product, &mut scratch.maps[channel * MAP_STRIDE..]);
+            layer.apply(
+                &scratch.unrolled,
+                COLUMNS,
+                windows,
+                &mut scratch.product,
+                &mut scratch.maps[channel * MAP_STRIDE..],
+            );
             channel += layer.channels;
         }
         for layer in &self.temporal {
@@ -363,7 +388,13 @@ struct PooledConvolution {
 }
 
 impl PooledConvolution {
-    fn load(file: &Weights, number: usize, time_taps: usize, frequency_taps: usize, channels: usize) -> Result<Self, WeightsError> {
+    fn load(
+        file: &Weights,
+        number: usize,
+        time_taps: usize,
+        frequency_taps: usize,
+        channels: usize,
+    ) -> Result<Self, WeightsError> {
         let name = numbered("conv2d", number);
         let kernel = file.f32(&format!("{name}/kernel"), &[time_taps, frequency_taps, 1, channels])?;
         let bias = file.f32(&format!("{name}/bias"), &[channels])?;
@@ -372,7 +403,9 @@ impl PooledConvolution {
         let mut weight = Vec::with_capacity(kernel.len());
         for (channel, sign) in sign.iter().enumerate() {
             for frequency in 0..frequency_taps {
-                weight.extend((0..time_taps).map(|time| sign * kernel[(time * frequency_taps + frequency) * channels + channel]));
+                weight.extend(
+                    (0..time_taps).map(|time| sign * kernel[(time * frequency_taps + frequency) * channels + channel]),
+                );
             }
         }
         weight.resize(channels.next_multiple_of(4) * time_taps * frequency_taps, 0.0);

@@ -2,12 +2,13 @@
 //!
 //! `in_proj` rows are `[z | x | B | C | dt]`; one group; gate before the norm.
 //! Law: `forward` over a sequence equals its single `step`s in outputs, state and gradients.
-//! Masked frames leave convolution and state exactly as a missing frame would, if they come first.
+//! Padding frames in front leave convolution and state exactly as if they were not there.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{Tensor, TensorData, activation};
 use mambo_kernels::mamba2::TAPS;
 use serde::{Deserialize, Serialize};
 
+use crate::ops;
 use crate::parameters::{Bound, Initialiser, Parameters, Role};
 
 use super::chunked_scan;
@@ -123,9 +124,6 @@ pub struct Mamba2 {
     out_proj: Tensor<2>,
 }
 
-/// dt far below zero before softplus: exactly zero after it, so the state stays untouched.
-const NO_TIME: f32 = -1.0e4;
-
 impl Mamba2 {
     /// Takes the layer's tensors from `bound`.
     pub fn new(config: &Mamba2Config, prefix: &str, bound: &Bound) -> Self {
@@ -156,34 +154,67 @@ impl Mamba2 {
         }
     }
 
-    /// Many frames: `u_btd` to `y_btd`. `mask_bt` is 1 for frames that count and 0 for padding, which
-    /// must come before the frames that count.
+    /// Many frames: `u_btd` to `y_btd` by the fused scan. The first `padding[b]` frames of sequence b do not
+    /// count (empty: all count). Without `state` it starts fresh and returns none.
     pub fn forward(
         &self,
         u_btd: Tensor<3>,
-        mask_bt: Option<&Tensor<2>>,
+        padding: &[usize],
+        state: Option<Mamba2State>,
+    ) -> (Tensor<3>, Option<Mamba2State>) {
+        let config = &self.config;
+        let weights = ops::MixerWeights {
+            conv_weight: self.conv_weight_cw.clone(),
+            conv_bias: self.conv_bias_c.clone(),
+            dt_bias: self.dt_bias_h.clone(),
+            a_log: self.a_log_h.clone(),
+            d_skip: self.d_h.clone(),
+            norm_weight: self.norm_weight.clone(),
+        };
+        let projected = ops::linear_turned(u_btd, self.in_proj.clone(), None);
+        let (y, state) = match state {
+            None => {
+                let y = ops::mamba2_mixer(projected, weights, config.kernel(), padding.to_vec(), false);
+                (y, None)
+            }
+            Some(Mamba2State { conv_bcw, ssm_bhpn }) => {
+                let states = ops::MixerStates { conv_bcw, ssm_bhpn };
+                let (y, states) = ops::mamba2_mixer_with_states(
+                    projected,
+                    weights,
+                    states,
+                    config.kernel(),
+                    padding.to_vec(),
+                    false,
+                );
+                (y, Some(Mamba2State { conv_bcw: states.conv_bcw, ssm_bhpn: states.ssm_bhpn }))
+            }
+        };
+        (ops::linear_turned(y, self.out_proj.clone(), None), state)
+    }
+
+    /// The same in plain tensor operations: the oracle of [`Mamba2::forward`].
+    pub fn forward_plain(
+        &self,
+        u_btd: Tensor<3>,
+        padding: &[usize],
         state: Mamba2State,
     ) -> (Tensor<3>, Mamba2State) {
         let config = &self.config;
         let [batch, frames, _] = u_btd.dims();
         let (inner, size, heads) = (config.d_inner(), config.d_state, config.heads());
-        let mask_bt1 = mask_bt.map(|mask| mask.clone().reshape([batch, frames, 1]));
+        let mask: Vec<f32> = (0..batch * frames)
+            .map(|i| f32::from(u8::from(i % frames >= padding.get(i / frames).copied().unwrap_or(0))))
+            .collect();
+        let mask_bt1 = Tensor::<3>::from_data(TensorData::new(mask, [batch, frames, 1]), &u_btd.device());
         // A zero input makes zero convolution inputs: the same history as before a first frame.
-        let u_btd = match &mask_bt1 {
-            Some(mask) => u_btd * mask.clone(),
-            None => u_btd,
-        };
-        let zxbcdt = linear(u_btd, &self.in_proj, None);
+        let zxbcdt = linear(u_btd * mask_bt1.clone(), &self.in_proj);
         let z_bti = zxbcdt.clone().narrow(2, 0, inner);
         let xbc_btc = zxbcdt.clone().narrow(2, inner, config.conv_width());
-        let mut dt_bth = zxbcdt.narrow(2, inner + config.conv_width(), heads);
-        if let Some(mask) = mask_bt1 {
-            dt_bth = dt_bth + (mask - 1.0) * -NO_TIME;
-        }
+        let dt_bth = zxbcdt.narrow(2, inner + config.conv_width(), heads);
 
-        let window = TAPS - 1;
         let history = Tensor::cat(vec![state.conv_bcw.swap_dims(1, 2), xbc_btc], 1);
-        let conv_bcw = history.clone().narrow(1, frames, window).swap_dims(1, 2);
+        let conv_bcw = history.clone().narrow(1, frames, TAPS - 1).swap_dims(1, 2);
         let mut sum = self.conv_bias_c.clone().reshape([1, 1, -1]);
         for j in 0..TAPS {
             let weight = self.conv_weight_cw.clone().narrow(1, j, 1).reshape([1, 1, -1]);
@@ -196,7 +227,8 @@ impl Mamba2 {
         let dt_bth = activation::softplus(dt_bth + self.dt_bias_h.clone().reshape([1, 1, heads]), 1.0);
         let (y_bthp, ssm_bhpn) = chunked_scan(
             x_bthp.clone(),
-            dt_bth,
+            // No time passes while padding lasts, so the state stays untouched.
+            dt_bth * mask_bt1,
             self.a_log_h.clone().exp().neg(),
             xbc_btc.clone().narrow(2, inner, size),
             xbc_btc.narrow(2, inner + size, size),
@@ -205,7 +237,7 @@ impl Mamba2 {
         );
         let y_bthp = y_bthp + x_bthp * self.d_h.clone().reshape([1, 1, heads, 1]);
         let gated = y_bthp.reshape([batch, frames, inner]) * activation::silu(z_bti);
-        let y_btd = linear(rms_norm(gated, &self.norm_weight), &self.out_proj, None);
+        let y_btd = linear(rms_norm(gated, &self.norm_weight), &self.out_proj);
         (y_btd, Mamba2State { conv_bcw, ssm_bhpn })
     }
 
@@ -241,23 +273,18 @@ impl Mamba2 {
     }
 }
 
-/// `x W^T + b` over the last axis, as one matrix product over all rows.
-pub(crate) fn linear(x_btd: Tensor<3>, weight_od: &Tensor<2>, bias_o: Option<&Tensor<1>>) -> Tensor<3> {
+/// `x W^T` over the last axis, as one matrix product over all rows.
+fn linear(x_btd: Tensor<3>, weight_od: &Tensor<2>) -> Tensor<3> {
     let [batch, frames, width] = x_btd.dims();
     let out = weight_od.dims()[0];
-    let y = x_btd.reshape([batch * frames, width]).matmul(weight_od.clone().transpose());
-    let y = match bias_o {
-        Some(bias) => y + bias.clone().reshape([1, out]),
-        None => y,
-    };
-    y.reshape([batch, frames, out])
+    x_btd.reshape([batch * frames, width]).matmul(weight_od.clone().transpose()).reshape([batch, frames, out])
 }
 
 /// Epsilon of every RMSNorm here.
-pub const NORM_EPSILON: f32 = 1e-5;
+pub const NORM_EPSILON: f64 = 1e-5;
 
 /// `x / sqrt(mean(x^2) + 1e-5) * weight` over the last axis.
-pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>) -> Tensor<D> {
+fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>) -> Tensor<D> {
     let mut shape = [1; D];
     shape[D - 1] = weight.dims()[0];
     let scale = (x.clone().square().mean_dim(D - 1) + NORM_EPSILON).sqrt().recip();

@@ -156,7 +156,8 @@ struct Network {
 impl Network {
     fn load(file: &Weights) -> Result<Self, WeightsError> {
         file.expect_metadata("format", "mambo-minilm-1")?;
-        let text = |key: &str| file.metadata(key).map(str::to_owned).ok_or_else(|| file.wrong_metadata(key, "some text"));
+        let text =
+            |key: &str| file.metadata(key).map(str::to_owned).ok_or_else(|| file.wrong_metadata(key, "some text"));
         let words = file.quantised("embeddings.word_embeddings.weight", VOCABULARY, WIDTH)?;
         let positions = file.quantised("embeddings.position_embeddings.weight", MAX_TOKENS, WIDTH)?;
         let types = file.f32("embeddings.token_type_embeddings.weight", &[2, WIDTH])?;

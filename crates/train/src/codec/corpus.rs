@@ -5,9 +5,7 @@ use std::path::Path;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;
-use mambo_audio::AudioClip;
-use mambo_audio::level::read_levelled;
-use mambo_audio::resample::resample;
+use mambo_audio::{AudioClip, read_levelled, resample};
 use mambo_data::{Manifest, Split};
 use rayon::prelude::*;
 

@@ -1,5 +1,7 @@
 //! The flow decoder by gradient descent: random crops, random levels, random times.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use burn::tensor::{Device, Tensor, TensorData};
 use mambo_model::codec::{FlowNetwork, HouseCodec, LEVEL_CHOICES};
 use mambo_model::parameters::Parameters;
@@ -33,16 +35,18 @@ struct Source<'a> {
     codes: Vec<u16>,
 }
 
-/// Trains from step `first`; returns the last validation loss.
+/// Trains from step `first`; returns the steps finished and the last validation loss.
+#[allow(clippy::too_many_arguments)]
 pub fn train(
     experiment: &CodecExperiment,
     folder: &RunFolder,
     train: &[TrackSpectrum],
     valid: &[TrackSpectrum],
     first: u64,
+    stop: &AtomicBool,
     parameters: &mut Parameters,
     optimizer: &mut Optimizer,
-) -> Result<f64, CodecTrainError> {
+) -> Result<(u64, f64), CodecTrainError> {
     let settings = &experiment.flow;
     let codec = HouseCodec::new(experiment.codec.clone(), parameters.clone());
     let train = sources(experiment, &codec, train);
@@ -50,6 +54,7 @@ pub fn train(
     let mut tracker = Tracker::open(folder.root(), first)?;
     let device = Device::flex().autodiff();
     let mut validation = f64::NAN;
+    let mut done = first;
     for step in first..settings.steps {
         let batch = draw(experiment, &codec, &train, settings.batch, "flow batch", step);
         let network = FlowNetwork::new(&experiment.codec.flow, parameters, &device);
@@ -57,9 +62,10 @@ pub fn train(
         let value = f64::from(loss.clone().into_scalar::<f32>());
         let gradients = network.bound().gradients(loss.backward());
         let report = optimizer.step(step, parameters, &gradients);
-        let done = step + 1;
+        done = step + 1;
+        let last = done == settings.steps || stop.load(Ordering::SeqCst);
         let mut row = vec![("loss", value), ("rate", report.rate), ("gradient_norm", report.gradient_norm)];
-        if done % settings.every == 0 || done == settings.steps {
+        if done % settings.every == 0 || last {
             validation = validate(experiment, &codec, &valid, &optimizer.averaged(parameters));
             row.push(("validation", validation));
             tracker.log(done, &row)?;
@@ -68,7 +74,7 @@ pub fn train(
         } else {
             tracker.log(done, &row)?;
         }
-        if done % 20 == 0 || done == settings.steps {
+        if done % 20 == 0 || last {
             let left = tracker.seconds_left(done, settings.steps).unwrap_or(0.0);
             tracing::info!(
                 step = done,
@@ -80,11 +86,14 @@ pub fn train(
                 "flow"
             );
         }
+        if last {
+            break;
+        }
     }
     if validation.is_nan() {
         validation = validate(experiment, &codec, &valid, &optimizer.averaged(parameters));
     }
-    Ok(validation)
+    Ok((done, validation))
 }
 
 fn sources<'a>(experiment: &CodecExperiment, codec: &HouseCodec, spectra: &'a [TrackSpectrum]) -> Vec<Source<'a>> {

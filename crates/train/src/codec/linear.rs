@@ -17,7 +17,7 @@ pub fn cross_product(left: &[f32], a: usize, right: &[f32], b: usize) -> DMatrix
         let rows = left.len() / a;
         let left = Tensor::<2>::from_data(TensorData::new(left.to_vec(), [rows, a]), &device);
         let right = Tensor::<2>::from_data(TensorData::new(right.to_vec(), [rows, b]), &device);
-        let part: Vec<f32> = left.transpose().matmul(right).into_data().into_vec().expect("products are f32");
+        let part: Vec<f32> = left.transpose().matmul(right).into_data().try_into_vec().expect("products are f32");
         for (sum, part) in sum.iter_mut().zip(part) {
             *sum += f64::from(part);
         }
@@ -33,7 +33,7 @@ pub fn multiply(rows: &[f32], width: usize, weight: &[f32], outputs: usize) -> V
     for block in rows.chunks(BLOCK * width) {
         let shape = [block.len() / width, width];
         let block = Tensor::<2>::from_data(TensorData::new(block.to_vec(), shape), &device);
-        let part: Vec<f32> = block.matmul(weight.clone()).into_data().into_vec().expect("products are f32");
+        let part: Vec<f32> = block.matmul(weight.clone()).into_data().try_into_vec().expect("products are f32");
         out.extend(part);
     }
     out

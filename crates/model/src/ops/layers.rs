@@ -1,0 +1,264 @@
+//! Norms, activations, linear layers, depthwise convolution, dropout and the loss.
+
+use burn::tensor::Tensor;
+use burn_flex::FlexTensor;
+use mambo_kernels::activation::{Activation, column_sums};
+use mambo_kernels::cross_entropy;
+use mambo_kernels::depthwise::Depthwise;
+use mambo_kernels::dropout::Dropout;
+use mambo_kernels::linear::{self, Matrix};
+use mambo_kernels::norm::Norm;
+
+use super::{Operation, apply_1, apply_2, apply_3, from_vec, shape, values, width};
+
+type Results = (FlexTensor, Vec<FlexTensor>);
+
+/// A norm with (x, gain) or (x, gain, shift); see [`Norm`].
+#[derive(Debug)]
+struct NormOperation {
+    norm: Norm,
+    /// The gain is 1 + the input instead of the input.
+    from_one: bool,
+}
+
+impl NormOperation {
+    fn gain(&self, gain: &FlexTensor) -> Vec<f32> {
+        let offset = if self.from_one { 1.0 } else { 0.0 };
+        values(gain).iter().map(|value| value + offset).collect()
+    }
+}
+
+impl Operation for NormOperation {
+    fn forward(&self, inputs: &[FlexTensor], _tracked: bool) -> Results {
+        let gain = self.gain(&inputs[1]);
+        let out = self.norm.forward(values(&inputs[0]), &gain, inputs.get(2).map(values));
+        (from_vec(out, shape(&inputs[0])), Vec::new())
+    }
+
+    fn backward(&self, inputs: &[FlexTensor], _saved: &[FlexTensor], gradient: &FlexTensor) -> Vec<FlexTensor> {
+        let gain = self.gain(&inputs[1]);
+        let out = self.norm.backward(values(&inputs[0]), &gain, values(gradient));
+        let mut results = vec![from_vec(out.x, shape(&inputs[0])), from_vec(out.gain, shape(&inputs[1]))];
+        if let Some(shift) = inputs.get(2) {
+            results.push(from_vec(out.shift, shape(shift)));
+        }
+        results
+    }
+}
+
+fn rows<const D: usize>(x: &Tensor<D>) -> usize {
+    x.dims()[..D - 1].iter().product::<usize>().max(1)
+}
+
+/// `x / sqrt(mean(x^2) + epsilon) * weight` over the last axis; `weight` `[width]`.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: impl Into<f64>) -> Tensor<D> {
+    let norm = Norm { width: x.dims()[D - 1], centre: false, epsilon: epsilon.into(), rows_per_set: rows(&x) };
+    apply_2(NormOperation { norm, from_one: false }, x, weight)
+}
+
+/// `(x - mean) / sqrt(variance + epsilon) * weight + bias` over the last axis; `weight` and `bias` `[width]`.
+pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, epsilon: impl Into<f64>) -> Tensor<D> {
+    let norm = Norm { width: x.dims()[D - 1], centre: true, epsilon: epsilon.into(), rows_per_set: rows(&x) };
+    apply_3(NormOperation { norm, from_one: false }, x, weight, bias)
+}
+
+/// Layer norm over channels, then `* (1 + scale) + shift` with one `scale` and `shift` `[batch, channels]` a sequence.
+pub fn ada_layer_norm(x_btc: Tensor<3>, scale_bc: Tensor<2>, shift_bc: Tensor<2>, epsilon: impl Into<f64>) -> Tensor<3> {
+    let [_, frames, channels] = x_btc.dims();
+    let norm = Norm { width: channels, centre: true, epsilon: epsilon.into(), rows_per_set: frames };
+    apply_3(NormOperation { norm, from_one: true }, x_btc, scale_bc, shift_bc)
+}
+
+/// An element function of x, or of x plus a bias row.
+#[derive(Debug)]
+struct ActivationOperation(Activation);
+
+impl Operation for ActivationOperation {
+    fn forward(&self, inputs: &[FlexTensor], _tracked: bool) -> Results {
+        let out = self.0.forward(values(&inputs[0]), inputs.get(1).map(values));
+        (from_vec(out, shape(&inputs[0])), Vec::new())
+    }
+
+    fn backward(&self, inputs: &[FlexTensor], _saved: &[FlexTensor], gradient: &FlexTensor) -> Vec<FlexTensor> {
+        if self.0 == Activation::Identity {
+            let sums = column_sums(values(gradient), width(gradient));
+            return vec![gradient.clone(), from_vec(sums, shape(&inputs[1]))];
+        }
+        let (d_x, d_bias) = self.0.backward(values(&inputs[0]), inputs.get(1).map(values), values(gradient));
+        let mut results = vec![from_vec(d_x, shape(&inputs[0]))];
+        if let Some(bias) = inputs.get(1) {
+            results.push(from_vec(d_bias, shape(bias)));
+        }
+        results
+    }
+}
+
+/// Exact GELU.
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    apply_1(ActivationOperation(Activation::Gelu), x)
+}
+
+/// `x / (1 + e^-x)`
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    apply_1(ActivationOperation(Activation::Silu), x)
+}
+
+/// `gelu(x + bias)`, `bias` `[width]` of the last axis.
+pub fn bias_gelu<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
+    apply_2(ActivationOperation(Activation::Gelu), x, bias)
+}
+
+/// `x + bias`, `bias` `[width]` of the last axis.
+pub fn add_bias<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
+    apply_2(ActivationOperation(Activation::Identity), x, bias)
+}
+
+/// A linear layer with (x, weight) or (x, weight, bias).
+#[derive(Debug)]
+struct LinearOperation {
+    /// The weight is `[outputs, inputs]` instead of `[inputs, outputs]`.
+    turned: bool,
+}
+
+impl Operation for LinearOperation {
+    fn forward(&self, inputs: &[FlexTensor], _tracked: bool) -> Results {
+        let (x, weight) = (matrix(&inputs[0]), matrix(&inputs[1]));
+        let out = linear::forward(x, if self.turned { weight.turned() } else { weight }, inputs.get(2).map(values));
+        let mut dims = shape(&inputs[0]).to_vec();
+        let outputs = inputs[1].layout().shape()[if self.turned { 0 } else { 1 }];
+        if let Some(last) = dims.last_mut() {
+            *last = outputs;
+        }
+        (from_vec(out, dims), Vec::new())
+    }
+
+    fn backward(&self, inputs: &[FlexTensor], _saved: &[FlexTensor], gradient: &FlexTensor) -> Vec<FlexTensor> {
+        let (x, weight, d_out) = (matrix(&inputs[0]), matrix(&inputs[1]), matrix(gradient));
+        let mut d_x = vec![0.0f32; values(&inputs[0]).len()];
+        let mut d_weight = vec![0.0f32; values(&inputs[1]).len()];
+        if self.turned {
+            linear::multiply(d_out, weight, &mut d_x, false);
+            linear::multiply(d_out.turned(), x, &mut d_weight, false);
+        } else {
+            linear::multiply(d_out, weight.turned(), &mut d_x, false);
+            linear::multiply(x.turned(), d_out, &mut d_weight, false);
+        }
+        let mut results = vec![from_vec(d_x, shape(&inputs[0])), from_vec(d_weight, shape(&inputs[1]))];
+        if let Some(bias) = inputs.get(2) {
+            results.push(from_vec(column_sums(values(gradient), width(gradient)), shape(bias)));
+        }
+        results
+    }
+}
+
+/// All axes but the last as rows.
+fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
+    let columns = width(tensor);
+    Matrix::new(values(tensor), tensor.layout().num_elements() / columns.max(1), columns)
+}
+
+fn apply_linear<const D: usize>(turned: bool, x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    match bias {
+        Some(bias) => apply_3(LinearOperation { turned }, x, weight, bias),
+        None => apply_2(LinearOperation { turned }, x, weight),
+    }
+}
+
+/// `x weight + bias` over the last axis; `weight` `[inputs, outputs]`, `bias` `[outputs]`.
+pub fn linear<const D: usize>(x: Tensor<D>, weight_io: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    apply_linear(false, x, weight_io, bias)
+}
+
+/// As [`linear`] for a weight stored `[outputs, inputs]`, as PyTorch and published checkpoints have it.
+pub fn linear_turned<const D: usize>(x: Tensor<D>, weight_oi: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    apply_linear(true, x, weight_oi, bias)
+}
+
+#[derive(Debug)]
+struct DepthwiseOperation(Depthwise);
+
+impl Operation for DepthwiseOperation {
+    fn forward(&self, inputs: &[FlexTensor], _tracked: bool) -> Results {
+        let out = self.0.forward(values(&inputs[0]), values(&inputs[1]), values(&inputs[2]));
+        (from_vec(out, shape(&inputs[0])), Vec::new())
+    }
+
+    fn backward(&self, inputs: &[FlexTensor], _saved: &[FlexTensor], gradient: &FlexTensor) -> Vec<FlexTensor> {
+        let out = self.0.backward(values(&inputs[0]), values(&inputs[1]), values(gradient));
+        vec![from_vec(out.x, shape(&inputs[0])), from_vec(out.weight, shape(&inputs[1])), from_vec(out.bias, shape(&inputs[2]))]
+    }
+}
+
+/// Depthwise convolution over frames with zero padding that keeps their number; `weight` `[taps, channels]` with an
+/// odd number of taps, the middle one for the current frame (cross-correlation), `bias` `[channels]`.
+pub fn depthwise_conv1d(x_btc: Tensor<3>, weight_kc: Tensor<2>, bias_c: Tensor<1>) -> Tensor<3> {
+    let [batch, frames, channels] = x_btc.dims();
+    let taps = weight_kc.dims()[0];
+    apply_3(DepthwiseOperation(Depthwise { batch, frames, channels, taps }), x_btc, weight_kc, bias_c)
+}
+
+/// Dropout of one input, or of the second added to the first.
+#[derive(Debug)]
+struct DropoutOperation(Dropout);
+
+impl Operation for DropoutOperation {
+    fn forward(&self, inputs: &[FlexTensor], _tracked: bool) -> Results {
+        let out = match inputs {
+            [base, x] => self.0.apply(Some(values(base)), values(x)),
+            _ => self.0.apply(None, values(&inputs[0])),
+        };
+        (from_vec(out, shape(&inputs[0])), Vec::new())
+    }
+
+    fn backward(&self, inputs: &[FlexTensor], _saved: &[FlexTensor], gradient: &FlexTensor) -> Vec<FlexTensor> {
+        let d_x = if self.0.probability == 0.0 {
+            gradient.clone()
+        } else {
+            from_vec(self.0.apply(None, values(gradient)), shape(gradient))
+        };
+        if inputs.len() == 2 { vec![gradient.clone(), d_x] } else { vec![d_x] }
+    }
+}
+
+/// Zeroes a share `probability` of the values and scales the others by `1 / (1 - probability)`.
+///
+/// The mask depends on `seed` and position alone. Use only while training.
+pub fn dropout<const D: usize>(x: Tensor<D>, probability: f32, seed: u64) -> Tensor<D> {
+    apply_1(DropoutOperation(Dropout { probability, seed }), x)
+}
+
+/// `base + dropout(x)`; plain addition at probability 0.
+pub fn residual<const D: usize>(base: Tensor<D>, x: Tensor<D>, probability: f32, seed: u64) -> Tensor<D> {
+    apply_2(DropoutOperation(Dropout { probability, seed }), base, x)
+}
+
+#[derive(Debug)]
+struct CrossEntropyOperation {
+    targets: Vec<i32>,
+    smoothing: f32,
+}
+
+impl Operation for CrossEntropyOperation {
+    fn forward(&self, inputs: &[FlexTensor], tracked: bool) -> Results {
+        let loss = cross_entropy::forward(values(&inputs[0]), width(&inputs[0]), &self.targets, self.smoothing);
+        let rows = loss.log_sums.len();
+        let saved = if tracked { vec![from_vec(loss.log_sums, [rows])] } else { Vec::new() };
+        (from_vec(vec![loss.mean], [1]), saved)
+    }
+
+    fn backward(&self, inputs: &[FlexTensor], saved: &[FlexTensor], gradient: &FlexTensor) -> Vec<FlexTensor> {
+        let logits = &inputs[0];
+        let d_mean = values(gradient)[0];
+        let out = cross_entropy::backward(values(logits), width(logits), &self.targets, self.smoothing, values(&saved[0]), d_mean);
+        vec![from_vec(out, shape(logits))]
+    }
+}
+
+/// Mean cross-entropy of logits whose last axis is the classes, one target per row in row-major order; a negative
+/// target does not count. `smoothing` is the share of each target spread evenly over all classes.
+///
+/// # Panics
+/// If the number of targets is not the number of rows, or a target is not a class.
+pub fn cross_entropy<const D: usize>(logits: Tensor<D>, targets: Vec<i32>, smoothing: f32) -> Tensor<1> {
+    apply_1(CrossEntropyOperation { targets, smoothing }, logits)
+}

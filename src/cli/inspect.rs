@@ -1,0 +1,143 @@
+//! `mambo inspect`: what a file or folder is and what is in it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use mambo_audio::AudioReader;
+use mambo_data::Manifest;
+use mambo_data::shard::Shard;
+use mambo_model::codec::HouseCodec;
+use mambo_model::generate::{CONFIG_FILE, LmFile};
+use mambo_model::parameters::{Parameters, Role};
+use mambo_model::weights::Weights;
+use serde_json::{Value, json};
+
+use super::{print, print_json};
+
+/// Flags of `mambo inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mambo inspect models/tiny\n  mambo inspect corpus/manifest.jsonl\n  mambo inspect song.ogg --json")]
+pub struct InspectArguments {
+    /// A model or codec folder, a manifest, a shard, any safetensors file, or a sound file.
+    path: PathBuf,
+    /// Print as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl InspectArguments {
+    /// Explains the path.
+    pub fn run(self) -> Result<ExitCode> {
+        let facts = describe(&self.path)?;
+        if self.json {
+            print_json(&facts)?;
+        } else {
+            show(&facts, 0)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Prints nested facts as indented lines.
+fn show(value: &Value, depth: usize) -> Result<()> {
+    let Value::Object(entries) = value else { return print(value) };
+    for (key, value) in entries {
+        let indent = "  ".repeat(depth);
+        match value {
+            Value::Object(_) => {
+                print(format!("{indent}{key}:"))?;
+                show(value, depth + 1)?;
+            }
+            Value::String(text) => print(format!("{indent}{key}: {text}"))?,
+            other => print(format!("{indent}{key}: {other}"))?,
+        }
+    }
+    Ok(())
+}
+
+fn describe(path: &Path) -> Result<Value> {
+    if path.is_dir() {
+        if path.join(CONFIG_FILE).exists() {
+            return model(path);
+        }
+        if path.join("codec.safetensors").exists() {
+            return codec(path);
+        }
+        if path.join(Manifest::FILE_NAME).exists() {
+            return manifest(path);
+        }
+        bail!("{}: a folder without {CONFIG_FILE}, codec.safetensors or {}", path.display(), Manifest::FILE_NAME);
+    }
+    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+    match extension.as_deref() {
+        Some("jsonl") => manifest(path),
+        Some("safetensors") => match Shard::open(path) {
+            Ok(shard) => Ok(shard_facts(&shard)),
+            Err(_) => tensors(path),
+        },
+        _ => sound(path),
+    }
+}
+
+fn count(parameters: &Parameters) -> Value {
+    let fixed: usize = parameters.list().iter().filter(|p| p.role == Role::Buffer).map(|p| p.values.len()).sum();
+    json!({"trained": parameters.trained_count(), "fixed": fixed})
+}
+
+fn model(path: &Path) -> Result<Value> {
+    let (file, parameters) = LmFile::load(path)?;
+    let mut facts = json!({
+        "kind": "model folder",
+        "language model": {"shape": serde_json::to_value(&file.model)?, "parameters": count(&parameters)},
+        "tokens": serde_json::to_value(&file.codec)?,
+        "sampling": serde_json::to_value(&file.sampling)?,
+    });
+    if path.join("codec").is_dir() {
+        facts["codec"] = codec(&path.join("codec"))?;
+    }
+    Ok(facts)
+}
+
+fn codec(path: &Path) -> Result<Value> {
+    let codec = HouseCodec::load(path)?;
+    Ok(json!({
+        "kind": "codec folder",
+        "shape": serde_json::to_value(codec.config())?,
+        "frames per second": codec.config().spec.frame_rate(),
+        "parameters": count(codec.parameters()),
+    }))
+}
+
+fn manifest(path: &Path) -> Result<Value> {
+    let manifest = Manifest::load(path)?;
+    Ok(json!({"kind": "manifest", "tracks": manifest.tracks.len(), "summary": serde_json::to_value(manifest.summary())?}))
+}
+
+fn shard_facts(shard: &Shard) -> Value {
+    json!({"kind": "shard", "items": shard.len(), "header": serde_json::to_value(shard.header()).unwrap_or_default()})
+}
+
+fn tensors(path: &Path) -> Result<Value> {
+    let file = Weights::open(path)?;
+    let list: Vec<Value> =
+        file.list().map(|(name, kind, shape)| json!({"name": name, "type": kind, "shape": shape})).collect();
+    Ok(json!({"kind": "safetensors", "tensors": list}))
+}
+
+fn sound(path: &Path) -> Result<Value> {
+    let mut reader = AudioReader::open(path)?;
+    let mut frames = 0usize;
+    while let Some(block) = reader.next_block()? {
+        frames += block.frames();
+    }
+    Ok(json!({
+        "kind": "sound",
+        "format": reader.format_name(),
+        "sample rate": reader.sample_rate(),
+        "channels": reader.channel_count(),
+        "seconds": frames as f64 / f64::from(reader.sample_rate()),
+        "tags": serde_json::to_value(reader.tags())?,
+    }))
+}
