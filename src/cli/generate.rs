@@ -228,13 +228,13 @@ impl GenerateArguments {
         let standard_output = target.as_os_str() == "-";
         let mut writer = if standard_output {
             let format = self.format.map_or(AudioFormat::Wav16, Format::audio);
-            AudioWriter::to_stream(Box::new(std::io::stdout()), format, rate, 1)?
+            AudioWriter::to_stream(Box::new(std::io::stdout()), "standard output", format, rate, 1)?
         } else {
             AudioWriter::create(target, self.format_of(target)?, rate, 1, self.force)?
         };
         let mut playing = if self.play { Some(player::start()?) } else { None };
         let mut speaker = match playing.as_mut().and_then(|child| child.stdin.take()) {
-            Some(pipe) => Some(AudioWriter::to_stream(Box::new(pipe), AudioFormat::Wav16, rate, 1)?),
+            Some(pipe) => Some(AudioWriter::to_stream(Box::new(pipe), "the player", AudioFormat::Wav16, rate, 1)?),
             None => None,
         };
         let mut clip = bundle.clip(&request)?;

@@ -122,7 +122,7 @@ fn shard_facts(shard: &Shard) -> Value {
 fn tensors(path: &Path) -> Result<Value> {
     let file = Weights::open(path)?;
     let list: Vec<Value> =
-        file.list().map(|(name, kind, shape)| json!({"name": name, "type": kind, "shape": shape})).collect();
+        file.entries().map(|(name, kind, shape)| json!({"name": name, "type": kind, "shape": shape})).collect();
     Ok(json!({"kind": "safetensors", "tensors": list}))
 }
 

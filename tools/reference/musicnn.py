@@ -1,6 +1,6 @@
 """Reference musicnn in float64 numpy, and the golden values of the Rust tests.
 
-    python musicnn.py musicnn-0.1.0-py3-none-any.whl --models ../../models/tagger \\
+    python musicnn.py musicnn-0.1.0-py3-none-any.whl --models ../../models/tiny/tagger \\
         --golden ../../crates/model/tests/golden/musicnn.safetensors
 
 Written from the description of the network (convolution, bias, ReLU, then batch

@@ -60,11 +60,8 @@ pub fn analyse(samples: &[f32], rate: u32) -> Analysis {
     let (envelope, brightness_hz) = onset::short_windows(samples, rate);
     let (chromagram, octave_energy) = chroma::long_windows(samples, rate);
     let tempo = estimate_tempo(&envelope);
-    let similarity = |beats: f32| {
-        tempo.map_or(0.0, |tempo| {
-            chromagram.self_similarity(beats * 60.0 / tempo.beats_per_minute)
-        })
-    };
+    let similarity =
+        |beats: f32| tempo.map_or(0.0, |tempo| chromagram.self_similarity(beats * 60.0 / tempo.beats_per_minute));
     let chroma = chromagram.mean();
     Analysis {
         seconds: samples.len() as f32 / rate as f32,

@@ -35,6 +35,7 @@ enum Fault {
     /// With the promised number of frames, where there is one.
     Truncated(Option<u64>),
     NoAudioTrack,
+    NoSamples,
     NoChannels,
     TooManyChannels(usize),
     SampleRate(u32),
@@ -291,6 +292,7 @@ fn name_fault(fault: Fault, path: &Path, format: &'static str, frames: u64, rate
             AudioError::Truncated { path, format, seconds, expected }
         }
         Fault::NoAudioTrack => AudioError::NoAudioTrack { path, format },
+        Fault::NoSamples => AudioError::NoSamples { path, format },
         Fault::NoChannels => AudioError::NoChannels { path },
         Fault::TooManyChannels(found) => AudioError::TooManyChannels { path, found },
         Fault::SampleRate(found) => AudioError::SampleRate { path, found },

@@ -34,11 +34,15 @@ impl Resampler {
     /// If a rate is 0.
     pub fn new(from: u32, to: u32, channels: usize) -> Self {
         assert!(from > 0 && to > 0, "sample rates {from} and {to} must be positive");
+        // The delay is half a block. An even number of the smallest blocks makes it a whole number of samples
+        // on both sides: a half one would shift the sound.
+        let smallest = (from / greatest_common_divisor(from, to)) as usize;
+        let block = smallest * BLOCK.div_ceil(smallest).next_multiple_of(2);
         let engine = (from != to && channels > 0).then(|| {
             Fft::new_custom(
                 from as usize,
                 to as usize,
-                BLOCK,
+                block,
                 1,
                 channels,
                 WindowFunction::BlackmanHarris2,
@@ -124,6 +128,13 @@ impl Resampler {
         }
         ready
     }
+}
+
+fn greatest_common_divisor(mut a: u32, mut b: u32) -> u32 {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
 }
 
 /// Frames that `frames` frames at `from` Hz become at `to` Hz: rounded to the nearest, halves up.

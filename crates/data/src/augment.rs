@@ -37,7 +37,8 @@ impl Alteration {
         }
         let key = blake3::hash(format!("augment:{seed}:{track_id}:{segment}:{version}").as_bytes());
         let mut random = ChaCha8Rng::from_seed(*key.as_bytes());
-        let mut draw = |low: f64, high: f64| low + (high - low) * (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+        let mut draw =
+            |low: f64, high: f64| low + (high - low) * (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
         // Whole semitones keep the tuning that instruments have; zero is left to other choices.
         let (semitones, speed) = if version % 2 == 1 {
             let steps: f64 = [-2.0, -1.0, 1.0, 2.0][draw(0.0, 4.0) as usize % 4];
@@ -137,7 +138,8 @@ pub fn stretched(samples: &[f32], rate: u32, factor: f64) -> Vec<f32> {
         // Too short to have a pitch worth keeping.
         return played_faster(samples, 1.0 / factor);
     }
-    let shape: Vec<f32> = (0..window).map(|i| (0.5 - 0.5 * (2.0 * PI * i as f64 / window as f64).cos()) as f32).collect();
+    let shape: Vec<f32> =
+        (0..window).map(|i| (0.5 - 0.5 * (2.0 * PI * i as f64 / window as f64).cos()) as f32).collect();
     let last_start = samples.len() - window;
     let mut out = vec![0.0_f32; length + window];
     let mut weight = vec![0.0_f32; length + window];
@@ -179,7 +181,10 @@ fn best_match(samples: &[f32], natural: usize, low: usize, high: usize, window: 
         product / energy.sqrt()
     };
     let best = |starts: &mut dyn Iterator<Item = usize>, stride: usize| {
-        starts.map(|start| (likeness(start, stride), start)).fold((f32::MIN, low), |best, next| if next.0 > best.0 { next } else { best }).1
+        starts
+            .map(|start| (likeness(start, stride), start))
+            .fold((f32::MIN, low), |best, next| if next.0 > best.0 { next } else { best })
+            .1
     };
     let coarse = best(&mut (low..=high).step_by(4), 4);
     best(&mut (coarse.saturating_sub(3).max(low)..=(coarse + 3).min(high)), 1)
@@ -248,7 +253,11 @@ mod tests {
         for version in 0..64 {
             let one = Alteration::of_version(1, "track", 3, version);
             assert_eq!(one, Alteration::of_version(1, "track", 3, version));
-            assert!((1.0 / MAX_SPEED..=MAX_SPEED).contains(&one.speed) && one.semitones.abs() <= 3.0 && one.semitones.fract() == 0.0);
+            assert!(
+                (1.0 / MAX_SPEED..=MAX_SPEED).contains(&one.speed)
+                    && one.semitones.abs() <= 3.0
+                    && one.semitones.fract() == 0.0
+            );
             assert!((0.0..=MAX_OFFSET).contains(&one.offset) && !seen.contains(&one));
             seen.push(one);
         }

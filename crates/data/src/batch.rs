@@ -251,7 +251,13 @@ mod tests {
     fn shards(folder: &std::path::Path) -> Arc<Vec<Shard>> {
         for name in 0..2_u16 {
             let mut writer = ShardWriter::new(ShardSpec {
-                codec: CodecSpec { name: "x".into(), sample_rate: 44_100, hop: 2048, levels: LEVELS, cardinality: 1024 },
+                codec: CodecSpec {
+                    name: "x".into(),
+                    sample_rate: 44_100,
+                    hop: 2048,
+                    levels: LEVELS,
+                    cardinality: 1024,
+                },
                 codec_hash: String::new(),
                 text_encoder: String::new(),
                 text_encoder_hash: String::new(),
@@ -269,7 +275,8 @@ mod tests {
                     .collect();
                 let split = if item == 4 { Split::Valid } else { Split::Train };
                 let track = writer.track(&ShardTrack { id: format!("{name}-{item}"), split, tier: "A".into() });
-                let codes: Vec<u16> = (0..LEVELS).flat_map(|_| (0..length as u16).map(move |t| item * 100 + t)).collect();
+                let codes: Vec<u16> =
+                    (0..LEVELS).flat_map(|_| (0..length as u16).map(move |t| item * 100 + t)).collect();
                 writer.item(track, 0, u32::from(item % 2), &codes, &captions).unwrap();
             }
             writer.finish(&folder.join(format!("{name}.safetensors"))).unwrap();
@@ -278,7 +285,16 @@ mod tests {
     }
 
     fn options(batch: usize, frames: usize, seed: u64) -> BatchOptions {
-        BatchOptions { splits: vec![Split::Train], tiers: vec![], unaltered_only: false, batch, frames, levels: 2, max_text: 2, seed }
+        BatchOptions {
+            splits: vec![Split::Train],
+            tiers: vec![],
+            unaltered_only: false,
+            batch,
+            frames,
+            levels: 2,
+            max_text: 2,
+            seed,
+        }
     }
 
     proptest! {

@@ -21,7 +21,7 @@ pub struct Measured {
     pub beats_per_minute: Option<f64>,
     /// Key by name ("A flat minor"), where it is clear.
     pub key: Option<String>,
-    /// Integrated loudness in LUFS.
+    /// Integrated loudness in LUFS, after the track was brought to the corpus loudness.
     pub loudness: Option<f64>,
     /// Spectral centroid in Hz.
     pub brightness_hz: Option<f64>,
@@ -79,9 +79,8 @@ fn understand(tag: &str) -> (&str, Kind) {
         "female" | "woman" | "female vocal" | "female voice" => ("female vocals", Kind::Voice),
         "choir" | "choral" => ("choir", Kind::Voice),
         "slow" | "fast" | "loud" | "quiet" | "soft" => (tag, Kind::Ignored),
-        "guitar" | "strings" | "drums" | "piano" | "violin" | "synth" | "harpsichord" | "flute" | "sitar" | "harp" | "cello" => {
-            (tag, Kind::Instrument)
-        }
+        "guitar" | "strings" | "drums" | "piano" | "violin" | "synth" | "harpsichord" | "flute" | "sitar" | "harp"
+        | "cello" => (tag, Kind::Instrument),
         other => (other, Kind::Style),
     }
 }
@@ -99,8 +98,9 @@ pub fn tempo_word(beats_per_minute: f64) -> &'static str {
     }
 }
 
+/// Beside the common loudness that all tracks are brought to.
 fn loudness_word(lufs: f64) -> Option<&'static str> {
-    (lufs > -11.0).then_some("loud").or((lufs < -22.0).then_some("quiet"))
+    (lufs > -12.5).then_some("loud").or((lufs < -21.0).then_some("quiet"))
 }
 
 fn brightness_word(hertz: f64) -> Option<&'static str> {
@@ -174,7 +174,8 @@ impl Words {
             key: key.filter(|_| whole),
             characters: characters.into_iter().flatten().collect(),
         };
-        let mut tags: Vec<&(String, f32)> = facts.tags.iter().filter(|(_, probability)| *probability >= MIN_PROBABILITY).collect();
+        let mut tags: Vec<&(String, f32)> =
+            facts.tags.iter().filter(|(_, probability)| *probability >= MIN_PROBABILITY).collect();
         tags.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         for (tag, _) in tags.into_iter().take(MAX_TAGS) {
             let (word, kind) = understand(tag);
@@ -202,7 +203,8 @@ impl Words {
 
     /// The style in a few words: what the tagger heard, else what the metadata says.
     fn style(&self, tagged_first: bool) -> String {
-        let (first, second) = if tagged_first { (&self.tagged_styles, &self.styles) } else { (&self.styles, &self.tagged_styles) };
+        let (first, second) =
+            if tagged_first { (&self.tagged_styles, &self.styles) } else { (&self.styles, &self.tagged_styles) };
         let chosen = if first.is_empty() { second } else { first };
         if chosen.is_empty() { String::new() } else { chosen.iter().take(2).cloned().collect::<Vec<_>>().join(" ") }
     }
@@ -237,7 +239,8 @@ pub fn compose(facts: &SegmentFacts, change: &Alteration, seed: u64, name: &str)
     let heard = words.heard();
     let with = if heard.is_empty() { String::new() } else { format!("with {}", list_words(&heard)) };
     let tempo = words.tempo.unwrap_or("");
-    let mood = if words.characters.is_empty() { "" } else { words.characters[below(&mut random, words.characters.len())] };
+    let mood =
+        if words.characters.is_empty() { "" } else { words.characters[below(&mut random, words.characters.len())] };
     let source = if facts.tags.is_empty() { CaptionSource::Metadata } else { CaptionSource::Tagger };
     let mut captions: Vec<Caption> = Vec::new();
     let mut say = |text: String, source: CaptionSource| {
@@ -256,7 +259,8 @@ pub fn compose(facts: &SegmentFacts, change: &Alteration, seed: u64, name: &str)
     say(sentence(&[tempo, &words.style(true), "music", &with]), source);
     // As a full description.
     let description = sentence(&[mood, tempo, &words.style(false)]);
-    let place = [words.key.as_ref().map(|key| format!("in {key}")), words.beats.as_ref().map(|beats| format!("at {beats}"))];
+    let place =
+        [words.key.as_ref().map(|key| format!("in {key}")), words.beats.as_ref().map(|beats| format!("at {beats}"))];
     let place: Vec<String> = place.into_iter().flatten().collect();
     say(sentence(&[article(&description), &description, "piece", &with, &place.join(" ")]), source);
     // The instruments first.
@@ -267,7 +271,8 @@ pub fn compose(facts: &SegmentFacts, change: &Alteration, seed: u64, name: &str)
     say(sentence(&[&words.style(true), &with]), source);
     // The measurements alone.
     let measured = words.characters.iter().map(|word| Some((*word).to_owned()));
-    let measured = comma_list(measured.chain([words.tempo.map(str::to_owned), words.key.clone(), Some(words.style(false))]));
+    let measured =
+        comma_list(measured.chain([words.tempo.map(str::to_owned), words.key.clone(), Some(words.style(false))]));
     say(measured, CaptionSource::Measurement);
     // What was said about the track, as it was said and with the tempo.
     let spoken: Vec<&Caption> = facts.said.iter().filter(|caption| caption.text.len() < 400).collect();
@@ -310,7 +315,6 @@ mod tests {
                 loudness: Some(-10.5),
                 brightness_hz: Some(4000.0),
                 onsets_per_second: Some(4.0),
-                ..Measured::default()
             },
         }
     }

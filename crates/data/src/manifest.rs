@@ -367,14 +367,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut dropped = example("b.wav".into());
         dropped.dropped = Some("empty".into());
-        let manifest =
-            Manifest { folder: folder.path().into(), tracks: vec![example("a b/c%d.ogg".into()), dropped] };
+        let manifest = Manifest { folder: folder.path().into(), tracks: vec![example("a b/c%d.ogg".into()), dropped] };
         let path = manifest.save().unwrap();
         assert_eq!(Manifest::load(folder.path()).unwrap(), manifest);
         let text = std::fs::read_to_string(path).unwrap();
         assert_eq!(text.lines().count(), 2);
         assert!(text.contains("\"split\":\"seen-artist\"") && text.contains("\"source\":\"language-model\""));
-        assert_eq!(manifest.summary().splits, vec![SplitSummary { split: Split::SeenArtist, tracks: 1, seconds: 12.5 }]);
+        assert_eq!(
+            manifest.summary().splits,
+            vec![SplitSummary { split: Split::SeenArtist, tracks: 1, seconds: 12.5 }]
+        );
     }
 
     #[cfg(unix)]

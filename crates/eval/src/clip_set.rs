@@ -1,5 +1,6 @@
 //! A set of clips as a judge heard them, and the distance of one set from another.
 
+use mambo_audio::AudioClip;
 use mambo_audio::analysis::StructureFeatures;
 use serde::Serialize;
 
@@ -9,8 +10,8 @@ use crate::kl::{self, Divergence};
 use crate::structure::{self, StructureDistance, StructureRow};
 use crate::{EvalError, Rows};
 
-/// A clip whose loudest sample stays below this (-60 dB) counts as silent.
-const SILENT_PEAK: f32 = 1e-3;
+/// A clip whose true peak stays below this counts as silent.
+const SILENT_DBFS: f64 = -60.0;
 
 /// One judged clip.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,8 +24,8 @@ pub struct JudgedClip {
     pub tags: Rows,
     /// Structure features.
     pub structure: StructureRow,
-    /// Loudest sample.
-    pub peak: f32,
+    /// True peak in dBFS; negative infinity for silence.
+    pub true_peak_dbfs: f64,
     /// Hash of the samples, to tell clips apart.
     pub fingerprint: u64,
 }
@@ -61,7 +62,7 @@ impl ClipSet {
             seconds: samples.len() as f64 / f64::from(rate),
             tags: heard.tags,
             structure: StructureFeatures::of(samples, rate).values(),
-            peak: samples.iter().fold(0.0, |peak, sample| sample.abs().max(peak)),
+            true_peak_dbfs: mambo_audio::measure(&AudioClip::from_mono(samples.to_vec(), rate)).true_peak_dbfs,
             fingerprint: fingerprint(samples),
         });
         Ok(())
@@ -74,12 +75,12 @@ impl ClipSet {
 
     /// Number of clips without sound.
     pub fn silent(&self) -> usize {
-        self.clips.iter().filter(|clip| clip.peak < SILENT_PEAK).count()
+        self.clips.iter().filter(|clip| clip.true_peak_dbfs < SILENT_DBFS).count()
     }
 
-    /// Number of clips with a sample at or above full scale.
+    /// Number of clips whose true peak reaches full scale.
     pub fn clipped(&self) -> usize {
-        self.clips.iter().filter(|clip| clip.peak >= 1.0).count()
+        self.clips.iter().filter(|clip| clip.true_peak_dbfs >= 0.0).count()
     }
 
     /// Number of clips that differ from all others.
@@ -93,9 +94,9 @@ impl ClipSet {
 
 /// FNV-1a over the bits of the samples.
 fn fingerprint(samples: &[f32]) -> u64 {
-    samples.iter().fold(0xcbf2_9ce4_8422_2325, |hash, sample| {
-        (hash ^ u64::from(sample.to_bits())).wrapping_mul(0x0100_0000_01b3)
-    })
+    samples
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, sample| (hash ^ u64::from(sample.to_bits())).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// How far a set of clips is from real music.

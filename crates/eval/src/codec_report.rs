@@ -59,13 +59,7 @@ pub struct CodecSettings {
 
 impl Default for CodecSettings {
     fn default() -> Self {
-        Self {
-            levels: vec![1, 2, 4, 8],
-            seed: 0,
-            draws: Draws::default(),
-            examples: 3,
-            example_seconds: 15.0,
-        }
+        Self { levels: vec![1, 2, 4, 8], seed: 0, draws: Draws::default(), examples: 3, example_seconds: 15.0 }
     }
 }
 
@@ -355,9 +349,7 @@ fn octave_differences(
         let mut differences: Vec<f64> = originals
             .iter()
             .zip(copies)
-            .filter(|(original, _)| {
-                original[octave] > INAUDIBLE * original.iter().copied().fold(1e-12, f64::max)
-            })
+            .filter(|(original, _)| original[octave] > INAUDIBLE * original.iter().copied().fold(1e-12, f64::max))
             .map(|(original, copy)| decibels(copy[octave], original[octave]))
             .collect();
         differences.sort_by(f64::total_cmp);

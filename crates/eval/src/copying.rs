@@ -72,9 +72,7 @@ impl Automaton {
                     let copy = states.len();
                     states.push(State { length: states[state].length + 1, ..states[target].clone() });
                     while state != NONE {
-                        let Some(entry) =
-                            states[state].next.iter_mut().find(|entry| **entry == (token, target))
-                        else {
+                        let Some(entry) = states[state].next.iter_mut().find(|entry| **entry == (token, target)) else {
                             break;
                         };
                         entry.1 = copy;
@@ -197,9 +195,8 @@ mod tests {
     #[test]
     fn a_planted_copy_is_found() {
         let mut rng = random::stream(5, "copies", 0);
-        let mut sequence = |length: usize| -> Vec<u16> {
-            (0..length).map(|_| random::below(&mut rng, 1024) as u16).collect()
-        };
+        let mut sequence =
+            |length: usize| -> Vec<u16> { (0..length).map(|_| random::below(&mut rng, 1024) as u16).collect() };
         let training: Vec<Vec<u16>> = (0..50).map(|_| sequence(646)).collect();
         let slices: Vec<&[u16]> = training.iter().map(Vec::as_slice).collect();
         let mut clip = sequence(646);

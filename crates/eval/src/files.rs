@@ -43,7 +43,10 @@ pub fn files_report(found: &FilesComparison, judged: &ClipSet, reference: &ClipS
     table.row(vec![
         format!("Fréchet distance ({} patches a side)", fd.patches),
         number(fd.distance),
-        found.reference_halves.as_ref().map_or("-".into(), |h| format!("{} ({} patches)", number(h.distance), h.patches)),
+        found
+            .reference_halves
+            .as_ref()
+            .map_or("-".into(), |h| format!("{} ({} patches)", number(h.distance), h.patches)),
     ]);
     if let Some(divergence) = comparison.divergence {
         table.row(vec!["KL (judged || reference), pairs".into(), number(divergence.generated_from_real), "-".into()]);

@@ -60,9 +60,8 @@ impl Gaussian {
         }
         rows.check_finite("a feature table")?;
         let mean = DVector::from_vec(rows.mean().unwrap_or_default());
-        let centred = DMatrix::from_fn(rows.width(), count, |feature, row| {
-            f64::from(rows.row(row)[feature]) - mean[feature]
-        });
+        let centred =
+            DMatrix::from_fn(rows.width(), count, |feature, row| f64::from(rows.row(row)[feature]) - mean[feature]);
         let covariance = &centred * centred.transpose() / (count - 1) as f64;
         Ok(Self { mean, covariance })
     }

@@ -165,7 +165,7 @@ pub struct SystemResult {
     pub speed: Speed,
     /// Clips without sound.
     pub silent: usize,
-    /// Clips with a sample at or above full scale.
+    /// Clips whose true peak reaches full scale.
     pub clipped: usize,
     /// Clips unlike all others.
     pub distinct: usize,
@@ -285,12 +285,8 @@ fn judge_system(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Made, EvalError> {
     let settings = &setup.settings;
-    let mut made = Made {
-        set: ClipSet::new(&system.name),
-        prompted: Vec::new(),
-        level_one: Vec::new(),
-        speed: Speed::default(),
-    };
+    let mut made =
+        Made { set: ClipSet::new(&system.name), prompted: Vec::new(), level_one: Vec::new(), speed: Speed::default() };
     for n in 0..settings.clips {
         progress(&format!("{}: clip {} of {}", system.name, n + 1, settings.clips));
         let index = n % setup.real.len();

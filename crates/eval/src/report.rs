@@ -135,12 +135,13 @@ pub fn number(value: f64) -> String {
     if !value.is_finite() {
         return "-".into();
     }
-    match value.abs() {
+    let text = match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         size if size >= 1.0 => format!("{value:.2}"),
         _ => format!("{value:.3}"),
-    }
+    };
+    if text == "-0.000" { "0.000".into() } else { text }
 }
 
 /// A figure, or a dash where there is none.
@@ -202,7 +203,7 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        let shown: Vec<String> = [0.1234, 1.234, 12.34, 123.4, -0.5, f64::NAN].map(number).to_vec();
-        assert_eq!(shown, ["0.123", "1.23", "12.3", "123", "-0.500", "-"]);
+        let shown: Vec<String> = [0.1234, 1.234, 12.34, 123.4, -0.5, -1e-9, f64::NAN].map(number).to_vec();
+        assert_eq!(shown, ["0.123", "1.23", "12.3", "123", "-0.500", "0.000", "-"]);
     }
 }

@@ -38,7 +38,8 @@ pub fn spectrogram_png(samples: &[f32], rate: u32, path: &Path) -> Result<(), Ev
 /// The spectrogram as the bytes of a PNG: at most 900 by 240 points, 40 Hz to 20 kHz (or half the rate).
 pub fn spectrogram_bytes(samples: &[f32], rate: u32) -> Result<Vec<u8>, EvalError> {
     let (width, points) = picture(samples, rate);
-    let failed = |error: png::EncodingError| EvalError::Encode { what: "spectrogram".into(), reason: error.to_string() };
+    let failed =
+        |error: png::EncodingError| EvalError::Encode { what: "spectrogram".into(), reason: error.to_string() };
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width as u32, HEIGHT as u32);
     encoder.set_color(png::ColorType::Indexed);
@@ -127,7 +128,8 @@ mod tests {
     #[test]
     fn a_sine_is_a_line_at_its_height() {
         let rate = 44_100;
-        let samples: Vec<f32> = (0..rate).map(|n| (2.0 * std::f32::consts::PI * 1000.0 * n as f32 / rate as f32).sin()).collect();
+        let samples: Vec<f32> =
+            (0..rate).map(|n| (2.0 * std::f32::consts::PI * 1000.0 * n as f32 / rate as f32).sin()).collect();
         let (width, points) = picture(&samples, rate);
         let column = width / 2;
         let brightest = (0..HEIGHT).max_by_key(|row| points[row * width + column]).expect("rows");

@@ -136,11 +136,7 @@ pub struct PromptAgreement {
 }
 
 /// Agreement over clips; `tag_names` are the judge's.
-pub fn prompt_agreement(
-    clips: &[PromptedClip],
-    tag_names: &[&str],
-    top: usize,
-) -> Result<PromptAgreement, EvalError> {
+pub fn prompt_agreement(clips: &[PromptedClip], tag_names: &[&str], top: usize) -> Result<PromptAgreement, EvalError> {
     if clips.is_empty() {
         return Err(EvalError::NoClips { what: "prompt agreement".into() });
     }
@@ -155,9 +151,8 @@ pub fn prompt_agreement(
         entry.0 += usize::from(hit);
         entry.1 += 1;
         let others = prompts.iter().filter(|(prompt, _)| **prompt != clip.prompt);
-        let (found, count) = others.fold((0usize, 0usize), |(found, count), (_, tag)| {
-            (found + usize::from(best.contains(tag)), count + 1)
-        });
+        let (found, count) = others
+            .fold((0usize, 0usize), |(found, count), (_, tag)| (found + usize::from(best.contains(tag)), count + 1));
         shuffled += found as f64 / count.max(1) as f64;
     }
     Ok(PromptAgreement {
@@ -234,9 +229,8 @@ mod tests {
         let found = prompt_agreement(&obedient, &names, 1).expect("clips");
         assert_eq!((found.agreement, found.shuffled), (1.0, 0.0));
         // A deaf one always plays the same: agreement equals its shuffled control.
-        let deaf: Vec<PromptedClip> = (0..10)
-            .map(|n| PromptedClip { prompt: n, tag: n, mean_tags: (0..10).map(f64::from).collect() })
-            .collect();
+        let deaf: Vec<PromptedClip> =
+            (0..10).map(|n| PromptedClip { prompt: n, tag: n, mean_tags: (0..10).map(f64::from).collect() }).collect();
         let found = prompt_agreement(&deaf, &names, 5).expect("clips");
         assert!((found.agreement - 0.5).abs() < 1e-12 && (found.shuffled - 0.5).abs() < 1e-12, "{found:?}");
         assert_eq!(found.by_tag["tag 9"], 1.0);

@@ -55,24 +55,38 @@ fn systems<'a>(real: &'a [RealClip]) -> Vec<System<'a>> {
         generate,
     };
     vec![
-        system("model", Role::Model, Box::new(|r: &Request<'_>| {
-            let tokens = (0..400).map(|n| (r.seed % 1000 + n) as u16 + 500).collect();
-            Ok(made(tune(band(r.prompt), r.seconds, r.seed), tokens))
-        })),
-        system("bigram", Role::Bigram, Box::new(|r: &Request<'_>| {
-            // Deaf to text, and without a beat.
-            let mut samples = tune((r.seed % 3) as usize, r.seconds, r.seed);
-            let hiss = noise(samples.len(), r.seed);
-            samples.iter_mut().zip(hiss).for_each(|(s, n)| *s = 0.3 * *s + 0.1 * n);
-            Ok(made(samples, vec![7; 100]))
-        })),
-        system("uniform", Role::Uniform, Box::new(|r: &Request<'_>| {
-            Ok(made(noise((r.seconds * f64::from(RATE)) as usize, r.seed), vec![900; 3]))
-        })),
-        system("ceiling", Role::Ceiling, Box::new(|r: &Request<'_>| {
-            let clip = &real[r.real.expect("captions only")];
-            Ok(made(clip.samples.iter().map(|s| 0.98 * s).collect(), clip.level_one.clone()))
-        })),
+        system(
+            "model",
+            Role::Model,
+            Box::new(|r: &Request<'_>| {
+                let tokens = (0..400).map(|n| (r.seed % 1000 + n) as u16 + 500).collect();
+                Ok(made(tune(band(r.prompt), r.seconds, r.seed), tokens))
+            }),
+        ),
+        system(
+            "bigram",
+            Role::Bigram,
+            Box::new(|r: &Request<'_>| {
+                // Deaf to text, and without a beat.
+                let mut samples = tune((r.seed % 3) as usize, r.seconds, r.seed);
+                let hiss = noise(samples.len(), r.seed);
+                samples.iter_mut().zip(hiss).for_each(|(s, n)| *s = 0.3 * *s + 0.1 * n);
+                Ok(made(samples, vec![7; 100]))
+            }),
+        ),
+        system(
+            "uniform",
+            Role::Uniform,
+            Box::new(|r: &Request<'_>| Ok(made(noise((r.seconds * f64::from(RATE)) as usize, r.seed), vec![900; 3]))),
+        ),
+        system(
+            "ceiling",
+            Role::Ceiling,
+            Box::new(|r: &Request<'_>| {
+                let clip = &real[r.real.expect("captions only")];
+                Ok(made(clip.samples.iter().map(|s| 0.98 * s).collect(), clip.level_one.clone()))
+            }),
+        ),
     ]
 }
 

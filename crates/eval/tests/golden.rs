@@ -53,7 +53,8 @@ fn frechet_agrees_with_scipy() {
 
 #[test]
 fn divergence_agrees_with_numpy() {
-    let tags = |count: usize, seed: u32| Rows::new(10, noise(count, seed).into_iter().map(|v| (v + 1.0) / 2.0).collect());
+    let tags =
+        |count: usize, seed: u32| Rows::new(10, noise(count, seed).into_iter().map(|v| (v + 1.0) / 2.0).collect());
     let p = clip_distribution(&tags(30, 5)).expect("patches");
     let q = clip_distribution(&tags(40, 6)).expect("patches");
     for (found, expected) in p.iter().zip(values()["distribution_a"].as_array().expect("a list")) {

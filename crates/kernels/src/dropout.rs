@@ -32,16 +32,16 @@ impl Dropout {
     /// If lengths differ or the probability is outside 0..1.
     pub fn apply(&self, base: Option<&[f32]>, x: &[f32]) -> Vec<f32> {
         assert!((0.0..1.0).contains(&self.probability), "dropout probability {} is outside 0..1", self.probability);
-        let mut out = match base {
-            Some(base) => {
-                assert_eq!(base.len(), x.len(), "dropout: residual");
-                base.to_vec()
-            }
-            None => vec![0.0; x.len()],
-        };
+        if let Some(base) = base {
+            assert_eq!(base.len(), x.len(), "dropout: residual");
+        }
+        let mut out = vec![0.0f32; x.len()];
         let threshold = (f64::from(self.probability) * 4_294_967_296.0) as u32;
         let scale = 1.0 / (1.0 - self.probability);
         out.par_chunks_mut(VALUES).zip(x.par_chunks(VALUES)).enumerate().for_each(|(block, (out, x))| {
+            if let Some(base) = base {
+                out.copy_from_slice(&base[block * VALUES..][..x.len()]);
+            }
             masked_add(keys(self.seed, block), threshold, scale, x, out);
         });
         out

@@ -1,8 +1,17 @@
-//! Large matrix products on all threads, and a linear layer with its gradients as one product each.
+//! Large matrix products on all threads, and the linear layer made of them.
+//!
+//! The right side is packed once into panels as wide as two registers, then blocks of rows are handed to the
+//! threads; each packs its rows in strips as high as the micro-kernel and keeps sums in registers (the scheme of
+//! Goto and van de Geijn, ACM TOMS 34(3), 2008). Every result is summed over k in ascending order within blocks of
+//! fixed size, so the number of threads cannot change a byte.
+#![allow(unsafe_code)]
 
-use gemm::{Parallelism, gemm};
+use crate::simd::{InstructionSet, Isa, Vector, instruction_set, prefetch, simd_fn};
+use crate::small_gemm::transpose_body;
+use rayon::prelude::*;
+use std::cell::Cell;
 
-/// A matrix in a slice, with any strides.
+/// A matrix in a slice, row-major or the transpose of a row-major one.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     values: &'a [f32],
@@ -28,52 +37,294 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Multiply-adds from which threads pay for themselves.
-const PARALLEL_SIZE: usize = 1 << 20;
+/// What the sums start from.
+#[derive(Clone, Copy, Debug)]
+pub enum Start<'a> {
+    /// Zero: the output is overwritten.
+    Zero,
+    /// The values already in the output.
+    Output,
+    /// A row repeated for every row of the output.
+    Row(&'a [f32]),
+}
 
-/// `out = left right`, or `out += left right` if `accumulate`; `out` row-major.
+/// Steps of k in a packed block: a strip of it stays in the first-level cache.
+const DEPTH: usize = 256;
+/// Rows of the left side packed at a time: a block of them stays in the second-level cache.
+const MOST_ROWS: usize = 144;
+/// Rows of a transposed left side asked for ahead of their use: they lie too far apart for the processor to guess.
+const AHEAD: usize = 8;
+/// Multiply-adds from which threads pay for themselves.
+const PARALLEL_SIZE: usize = 1 << 19;
+/// Values of the largest micro-tile: 12 rows of two 16-value registers.
+const MOST_TILE: usize = 12 * 32;
+
+/// Rows and columns of the micro-tile of the instruction set in use.
+fn tile_size() -> (usize, usize) {
+    match instruction_set() {
+        InstructionSet::Avx512 => (12, 32),
+        InstructionSet::Avx2 => (6, 16),
+        InstructionSet::Portable => (4, 8),
+    }
+}
+
+thread_local! {
+    /// Packing buffers kept between calls; taken out while in use, so a nested call simply makes its own.
+    static RIGHT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static LEFT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+fn with_buffer<R>(key: &'static std::thread::LocalKey<Cell<Vec<f32>>>, length: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    let mut buffer = key.take();
+    if buffer.len() < length {
+        buffer = vec![0.0; length];
+    }
+    let result = work(&mut buffer[..length]);
+    key.set(buffer);
+    result
+}
+
+/// `out = start + left right`, `out` row-major.
 ///
 /// # Panics
 /// If the sizes do not fit.
-#[allow(unsafe_code)]
-pub fn multiply(left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], accumulate: bool) {
-    let (rows, inner, columns) = (left.rows, left.columns, right.columns);
-    assert_eq!(inner, right.rows, "product: inner sizes");
+pub fn multiply(left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], start: Start<'_>) {
+    let (rows, depth, columns) = (left.rows, left.columns, right.columns);
+    assert_eq!(depth, right.rows, "product: inner sizes");
     assert_eq!(out.len(), rows * columns, "product: output");
+    if let Start::Row(row) = start {
+        assert_eq!(row.len(), columns, "product: starting row");
+    }
     if out.is_empty() {
         return;
     }
-    if inner == 0 {
-        if !accumulate {
-            out.fill(0.0);
+    if depth == 0 {
+        match start {
+            Start::Zero => out.fill(0.0),
+            Start::Output => {}
+            Start::Row(row) => out.chunks_exact_mut(columns).for_each(|line| line.copy_from_slice(row)),
         }
         return;
     }
-    let parallelism =
-        if rows * inner * columns >= PARALLEL_SIZE { Parallelism::Rayon(0) } else { Parallelism::None };
-    // SAFETY: `Matrix::new` and the asserts above bound all three matrices.
+    let (tile_rows, tile_columns) = tile_size();
+    let panels = columns.div_ceil(tile_columns);
+    let threads = if rows * depth * columns < PARALLEL_SIZE { 1 } else { rayon::current_num_threads() };
+    // Equal blocks, a multiple of the threads, none above the limit.
+    let blocks = threads * rows.div_ceil(threads * MOST_ROWS);
+    let block_rows = rows.div_ceil(blocks).next_multiple_of(tile_rows);
+    with_buffer(&RIGHT, depth * panels * tile_columns, |packed| {
+        let pack = |(panel, target): (usize, &mut [f32])| {
+            let first = panel * tile_columns;
+            pack_panel(right, first, tile_columns.min(columns - first), target);
+        };
+        let panel_size = depth * tile_columns;
+        if threads == 1 {
+            packed.chunks_exact_mut(panel_size).enumerate().for_each(pack);
+        } else {
+            packed.par_chunks_exact_mut(panel_size).enumerate().for_each(pack);
+        }
+        let packed = &*packed;
+        let work = |(block, out): (usize, &mut [f32])| {
+            let height = out.len() / columns;
+            with_buffer(&LEFT, block_rows * DEPTH, |strips| multiply_block(left, block * block_rows, height, packed, columns, start, strips, out));
+        };
+        if threads == 1 {
+            out.chunks_mut(block_rows * columns).enumerate().for_each(work);
+        } else {
+            out.par_chunks_mut(block_rows * columns).enumerate().for_each(work);
+        }
+    });
+}
+
+simd_fn! {
+    /// Columns `first..first + width` of all rows as `[depth, tile columns]`, zero beyond `width`.
+    fn pack_panel(right: Matrix<'_>, first: usize, width: usize, target: &mut [f32]) = pack_panel_body
+}
+
+#[inline(always)]
+fn pack_panel_body<I: Isa>(right: Matrix<'_>, first: usize, width: usize, target: &mut [f32]) {
+    match I::Vector::LANES {
+        16 => pack_columns::<I, 32>(right, first, width, target),
+        8 => pack_columns::<I, 16>(right, first, width, target),
+        _ => pack_columns::<I, 8>(right, first, width, target),
+    }
+}
+
+#[inline(always)]
+fn pack_columns<I: Isa, const NR: usize>(right: Matrix<'_>, first: usize, width: usize, target: &mut [f32]) {
+    let (lines, _) = target.as_chunks_mut::<NR>();
+    if right.column_stride != 1 {
+        transpose_body::<I>(width, right.rows, &right.values[first * right.column_stride..], right.column_stride, lines.as_flattened_mut(), NR);
+        lines.iter_mut().for_each(|line| line[width..].fill(0.0));
+    } else if width == NR {
+        for (row, line) in lines.iter_mut().enumerate() {
+            line.copy_from_slice(&right.values[row * right.row_stride + first..][..NR]);
+        }
+    } else {
+        for (row, line) in lines.iter_mut().enumerate() {
+            line[..width].copy_from_slice(&right.values[row * right.row_stride + first..][..width]);
+            line[width..].fill(0.0);
+        }
+    }
+}
+
+/// Rows `first..first + height` and steps `from..from + depth` as strips `[depth, MR]`, zero beyond `height`.
+#[inline(always)]
+fn pack_strips<I: Isa, const MR: usize>(left: Matrix<'_>, first: usize, height: usize, from: usize, depth: usize, target: &mut [f32]) {
+    let strips = height.div_ceil(MR);
+    if left.row_stride == 1 {
+        // Along the rows of the source, so that each of its cache lines is read once.
+        for step in 0..depth {
+            if from + step + AHEAD < left.columns {
+                prefetch(&left.values[(from + step + AHEAD) * left.column_stride + first..][..height]);
+            }
+            let source = &left.values[(from + step) * left.column_stride + first..][..height];
+            let (lines, rest) = source.as_chunks::<MR>();
+            for (strip, line) in lines.iter().enumerate() {
+                target[(strip * depth + step) * MR..][..MR].copy_from_slice(line);
+            }
+            if !rest.is_empty() {
+                let line = &mut target[((strips - 1) * depth + step) * MR..][..MR];
+                line[..rest.len()].copy_from_slice(rest);
+                line[rest.len()..].fill(0.0);
+            }
+        }
+        return;
+    }
+    for (strip, target) in target.chunks_exact_mut(depth * MR).take(strips).enumerate() {
+        let row = first + strip * MR;
+        let rows = MR.min(first + height - row);
+        transpose_body::<I>(rows, depth, &left.values[row * left.row_stride + from..], left.row_stride, target, MR);
+        if rows < MR {
+            for line in target.chunks_exact_mut(MR) {
+                line[rows..].fill(0.0);
+            }
+        }
+    }
+}
+
+simd_fn! {
+    /// Rows `first..first + height` of the product into `out`; `strips` is scratch for the packed rows.
+    fn multiply_block(left: Matrix<'_>, first: usize, height: usize, packed: &[f32], columns: usize, start: Start<'_>, strips: &mut [f32], out: &mut [f32]) = multiply_block_body
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn multiply_block_body<I: Isa>(
+    left: Matrix<'_>,
+    first: usize,
+    height: usize,
+    packed: &[f32],
+    columns: usize,
+    start: Start<'_>,
+    strips: &mut [f32],
+    out: &mut [f32],
+) {
+    match I::Vector::LANES {
+        16 => blocked::<I, 12>(left, first, height, packed, columns, start, strips, out),
+        8 => blocked::<I, 6>(left, first, height, packed, columns, start, strips, out),
+        _ => blocked::<I, 4>(left, first, height, packed, columns, start, strips, out),
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn blocked<I: Isa, const MR: usize>(
+    left: Matrix<'_>,
+    first: usize,
+    height: usize,
+    packed: &[f32],
+    columns: usize,
+    start: Start<'_>,
+    strips: &mut [f32],
+    out: &mut [f32],
+) {
+    let lanes = I::Vector::LANES;
+    let panel_width = 2 * lanes;
+    for from in (0..left.columns).step_by(DEPTH) {
+        let depth = DEPTH.min(left.columns - from);
+        pack_strips::<I, MR>(left, first, height, from, depth, strips);
+        let start = if from == 0 { start } else { Start::Output };
+        for (panel, right) in packed.chunks_exact(left.columns * panel_width).enumerate() {
+            let right = &right[from * panel_width..(from + depth) * panel_width];
+            let column = panel * panel_width;
+            let width = panel_width.min(columns - column);
+            for row in (0..height).step_by(MR) {
+                let strip = &strips[row * depth..][..MR * depth];
+                let rows = MR.min(height - row);
+                let at = row * columns + column;
+                if rows == MR && width == panel_width {
+                    begin(start, column, width, rows, columns, &mut out[at..]);
+                    // SAFETY: a whole tile of `out` starts at `at`; strip and panel hold `depth` steps.
+                    unsafe { micro::<I::Vector, MR, 2>(depth, strip, right, panel_width, out.as_mut_ptr().add(at), columns) };
+                } else {
+                    let mut tile = [0.0f32; MOST_TILE];
+                    begin(start, column, width, rows, columns, &mut out[at..]);
+                    for line in 0..rows {
+                        tile[line * panel_width..][..width].copy_from_slice(&out[at + line * columns..][..width]);
+                    }
+                    // SAFETY: `tile` holds MR rows of a panel's width.
+                    unsafe {
+                        if width <= lanes {
+                            micro::<I::Vector, MR, 1>(depth, strip, right, panel_width, tile.as_mut_ptr(), panel_width);
+                        } else {
+                            micro::<I::Vector, MR, 2>(depth, strip, right, panel_width, tile.as_mut_ptr(), panel_width);
+                        }
+                    }
+                    for line in 0..rows {
+                        out[at + line * columns..][..width].copy_from_slice(&tile[line * panel_width..][..width]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes the starting values of a tile into the output, from where the micro-kernel picks them up.
+#[inline(always)]
+fn begin(start: Start<'_>, column: usize, width: usize, rows: usize, stride: usize, out: &mut [f32]) {
+    match start {
+        Start::Output => {}
+        Start::Zero => (0..rows).for_each(|row| out[row * stride..][..width].fill(0.0)),
+        Start::Row(values) => (0..rows).for_each(|row| out[row * stride..][..width].copy_from_slice(&values[column..column + width])),
+    }
+}
+
+/// `out += strip panel` for `MR` rows and `NV` registers of columns.
+///
+/// # Safety
+/// `out` must hold `MR` rows `stride` apart; the strip `[depth, MR]`, the panel `[depth, panel_width]`.
+#[inline(always)]
+unsafe fn micro<V: Vector, const MR: usize, const NV: usize>(depth: usize, strip: &[f32], panel: &[f32], panel_width: usize, out: *mut f32, stride: usize) {
+    debug_assert!(strip.len() >= depth * MR && panel.len() >= depth * panel_width);
+    let (mut left, mut right) = (strip.as_ptr(), panel.as_ptr());
+    // SAFETY: bounds as the caller promises.
     unsafe {
-        gemm(
-            rows,
-            columns,
-            inner,
-            out.as_mut_ptr(),
-            1,
-            columns as isize,
-            accumulate,
-            left.values.as_ptr(),
-            left.column_stride as isize,
-            left.row_stride as isize,
-            right.values.as_ptr(),
-            right.column_stride as isize,
-            right.row_stride as isize,
-            1.0f32,
-            1.0f32,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+        let mut sums = [[V::splat(0.0); NV]; MR];
+        for (i, row) in sums.iter_mut().enumerate() {
+            for (j, sum) in row.iter_mut().enumerate() {
+                *sum = V::load(out.add(i * stride + j * V::LANES));
+            }
+        }
+        for _ in 0..depth {
+            let mut values = [V::splat(0.0); NV];
+            for (j, value) in values.iter_mut().enumerate() {
+                *value = V::load(right.add(j * V::LANES));
+            }
+            for (i, row) in sums.iter_mut().enumerate() {
+                let factor = V::splat(*left.add(i));
+                for (j, sum) in row.iter_mut().enumerate() {
+                    *sum = factor.multiply_add(values[j], *sum);
+                }
+            }
+            left = left.add(MR);
+            right = right.add(panel_width);
+        }
+        for (i, row) in sums.iter().enumerate() {
+            for (j, sum) in row.iter().enumerate() {
+                sum.store(out.add(i * stride + j * V::LANES));
+            }
+        }
     }
 }
 
@@ -83,12 +334,60 @@ pub fn multiply(left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], accumulate
 /// If the sizes do not fit.
 pub fn forward(x: Matrix<'_>, weight: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let mut out = vec![0.0f32; x.rows * weight.columns];
-    if let Some(bias) = bias {
-        assert_eq!(bias.len(), weight.columns, "linear: bias");
-        for row in out.chunks_exact_mut(bias.len().max(1)) {
-            row.copy_from_slice(bias);
+    multiply(x, weight, &mut out, bias.map_or(Start::Zero, Start::Row));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize, rate: f32) -> Vec<f32> {
+        (0..count).map(|i| (i as f32 * rate).sin()).collect()
+    }
+
+    #[test]
+    fn products_match_the_definition_on_every_path() {
+        for (m, n, k) in [(1, 1, 1), (13, 40, 9), (150, 70, 300), (300, 33, 257), (5, 200, 0), (64, 8, 520), (290, 64, 64)] {
+            let (a, b) = (values(m * k, 0.37), values(k * n, 0.73));
+            let row = values(n, 0.11);
+            let before = values(m * n, 0.29);
+            let mut a_turned = vec![0.0; m * k];
+            (0..m).for_each(|i| (0..k).for_each(|p| a_turned[p * m + i] = a[i * k + p]));
+            let mut b_turned = vec![0.0; k * n];
+            (0..k).for_each(|p| (0..n).for_each(|j| b_turned[j * k + p] = b[p * n + j]));
+            let mut product = vec![0.0f64; m * n];
+            for i in 0..m {
+                for p in 0..k {
+                    for j in 0..n {
+                        product[i * n + j] += f64::from(a[i * k + p]) * f64::from(b[p * n + j]);
+                    }
+                }
+            }
+            for left in [Matrix::new(&a, m, k), Matrix::new(&a_turned, k, m).turned()] {
+                for right in [Matrix::new(&b, k, n), Matrix::new(&b_turned, n, k).turned()] {
+                    for (case, start) in [Start::Zero, Start::Output, Start::Row(&row)].into_iter().enumerate() {
+                        let mut out = before.clone();
+                        multiply(left, right, &mut out, start);
+                        for (i, value) in out.iter().enumerate() {
+                            let first = [0.0, before[i], row[i % n]][case];
+                            let expected = product[i] + f64::from(first);
+                            assert!((f64::from(*value) - expected).abs() < 1e-4, "{m} {n} {k}, start {case}, value {i}: {value} against {expected}");
+                        }
+                    }
+                }
+            }
         }
     }
-    multiply(x, weight, &mut out, bias.is_some());
-    out
+
+    #[test]
+    fn thread_count_cannot_change_a_byte() {
+        let (m, n, k) = (500, 90, 400);
+        let (a, b) = (values(m * k, 0.37), values(k * n, 0.73));
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+            pool.install(|| forward(Matrix::new(&a, m, k), Matrix::new(&b, k, n), None))
+        };
+        assert_eq!(run(1), run(3));
+    }
 }

@@ -90,7 +90,7 @@ impl Norm {
     }
 }
 
-/// Sum of the values and of their squares about `centre`.
+/// Sum of the values in a fixed order.
 #[inline(always)]
 fn sum<I: Isa>(values: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 16];
@@ -104,6 +104,7 @@ fn sum<I: Isa>(values: &[f32]) -> f32 {
     fold(lanes) + rest
 }
 
+/// Sum of the squared distances from `mean` in a fixed order.
 #[inline(always)]
 fn square_sum<I: Isa>(values: &[f32], mean: f32) -> f32 {
     let mut lanes = [0.0f32; 16];
@@ -191,7 +192,7 @@ fn normalise_backward_body<I: Isa>(centre: bool, epsilon: f32, x: &[f32], gain: 
     }
 }
 
-/// The definition in f64, for tests: one row, its output and its gradients of (x, gain, shift).
+/// The definition in f64, for tests.
 pub mod plain {
     use super::Norm;
 
@@ -201,5 +202,49 @@ pub mod plain {
         let mean = if norm.centre { x.iter().sum::<f64>() / count } else { 0.0 };
         let deviation = (x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count + norm.epsilon).sqrt();
         x.iter().zip(gain).zip(shift).map(|((v, g), s)| (v - mean) / deviation * g + s).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_and_gradients_match_the_definition() {
+        for (width, rows_per_set, sets, centre) in [(40, 70, 2, true), (17, 5, 1, false), (64, 1, 3, true), (3, 130, 1, false)] {
+            let norm = Norm { width, centre, epsilon: 1e-5, rows_per_set };
+            let rows = rows_per_set * sets;
+            let wave = |count: usize, rate: f32, offset: f32| -> Vec<f32> { (0..count).map(|i| (i as f32 * rate).sin() + offset).collect() };
+            let (x, gain, shift) = (wave(rows * width, 0.37, 0.4), wave(sets * width, 0.8, 1.5), wave(sets * width, 0.5, 0.0));
+            let d_out = wave(rows * width, 0.91, 0.0);
+            let out = norm.forward(&x, &gain, Some(&shift));
+            let got = norm.backward(&x, &gain, &d_out);
+            let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|value| f64::from(*value)).collect() };
+            let (mut d_gain, mut d_shift) = (vec![0.0f64; sets * width], vec![0.0f64; sets * width]);
+            for row in 0..rows {
+                let (part, set) = (row * width..(row + 1) * width, row / rows_per_set * width);
+                let (x, d_out) = (wide(&x[part.clone()]), wide(&d_out[part.clone()]));
+                let (gain, shift) = (wide(&gain[set..set + width]), wide(&shift[set..set + width]));
+                let expected = plain::forward(&norm, &x, &gain, &shift);
+                for c in 0..width {
+                    assert!((f64::from(out[part.start + c]) - expected[c]).abs() < 2e-6);
+                    d_gain[set + c] += d_out[c] * (expected[c] - shift[c]) / gain[c];
+                    d_shift[set + c] += d_out[c];
+                    // Central difference of the definition.
+                    let moved = |by: f64| -> f64 {
+                        let mut x = x.clone();
+                        x[c] += by;
+                        plain::forward(&norm, &x, &gain, &shift).iter().zip(&d_out).map(|(y, d)| y * d).sum()
+                    };
+                    let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+                    assert!((f64::from(got.x[part.start + c]) - slope).abs() < 1e-5, "row {row} column {c}");
+                }
+            }
+            for (got, expected) in [(&got.gain, &d_gain), (&got.shift, &d_shift)] {
+                for (a, b) in got.iter().zip(expected) {
+                    assert!((f64::from(*a) - b).abs() < 1e-4, "{a} against {b}");
+                }
+            }
+        }
     }
 }

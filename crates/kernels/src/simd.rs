@@ -243,6 +243,18 @@ macro_rules! simd_fn {
 }
 pub(crate) use simd_fn;
 
+/// Asks for `values` to be brought near the processor; a hint without effect on results.
+#[inline(always)]
+pub(crate) fn prefetch(values: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in values.chunks(16) {
+        // SAFETY: a hint; the address is inside the slice.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}
+
 /// `a * b + c`, fused where that is one instruction.
 #[inline(always)]
 pub(crate) fn fused<I: Isa>(a: f32, b: f32, c: f32) -> f32 {
@@ -340,11 +352,9 @@ mod tests {
     fn exp_is_accurate_over_its_range() {
         let mut x = -86.5f32;
         while x < 87.0 {
-            for got in [exp::<Portable>(x)] {
-                let expected = f64::from(x).exp();
-                let relative = ((f64::from(got) - expected) / expected).abs();
-                assert!(relative < 3e-7, "exp({x}) = {got}, expected {expected}, relative {relative}");
-            }
+            let (got, expected) = (exp::<Portable>(x), f64::from(x).exp());
+            let relative = ((f64::from(got) - expected) / expected).abs();
+            assert!(relative < 3e-7, "exp({x}) = {got}, expected {expected}, relative {relative}");
             x += 0.0137;
         }
         assert_eq!(exp::<Portable>(0.0), 1.0);
@@ -355,9 +365,9 @@ mod tests {
     #[test]
     fn normal_matches_published_values() {
         // Standard normal tables.
-        for (x, probability) in [(0.0, 0.5), (1.0, 0.841_344_75), (-1.0, 0.158_655_25), (2.5, 0.993_790_33), (-3.0, 0.001_349_898)] {
+        for (x, probability) in [(0.0, 0.5), (1.0, 0.841_344_746), (-1.0, 0.158_655_254), (2.5, 0.993_790_335), (-3.0, 0.001_349_898)] {
             let (p, density) = normal::<Portable>(x);
-            assert!((p - probability).abs() < 3e-7, "{x}: {p} against {probability}");
+            assert!((f64::from(p) - probability).abs() < 3e-7, "{x}: {p} against {probability}");
             let expected = (-0.5 * f64::from(x * x)).exp() / (2.0 * std::f64::consts::PI).sqrt();
             assert!((f64::from(density) - expected).abs() < 1e-7);
         }

@@ -169,7 +169,7 @@ simd_fn! {
 }
 
 #[inline(always)]
-fn transpose_body<I: Isa>(rows: usize, columns: usize, source: &[f32], source_stride: usize, out: &mut [f32], out_stride: usize) {
+pub(crate) fn transpose_body<I: Isa>(rows: usize, columns: usize, source: &[f32], source_stride: usize, out: &mut [f32], out_stride: usize) {
     if rows == 0 || columns == 0 {
         return;
     }
@@ -195,7 +195,24 @@ fn transpose_body<I: Isa>(rows: usize, columns: usize, source: &[f32], source_st
             }
         }
     }
-    for r in row_blocks..rows {
+    let mut r = row_blocks;
+    if rows - r >= 4 {
+        let columns_of_four = columns / 4 * 4;
+        for c in (0..columns_of_four).step_by(4) {
+            let line = |i: usize| -> [f32; 4] { std::array::from_fn(|j| source[(r + i) * source_stride + c + j]) };
+            let [a, b, d, e] = [line(0), line(1), line(2), line(3)];
+            for j in 0..4 {
+                out[(c + j) * out_stride + r..][..4].copy_from_slice(&[a[j], b[j], d[j], e[j]]);
+            }
+        }
+        for c in columns_of_four..columns {
+            for i in r..r + 4 {
+                out[c * out_stride + i] = source[i * source_stride + c];
+            }
+        }
+        r += 4;
+    }
+    for r in r..rows {
         for c in 0..columns {
             out[c * out_stride + r] = source[r * source_stride + c];
         }
@@ -257,7 +274,7 @@ mod tests {
 
     #[test]
     fn transposes_any_size() {
-        for (rows, columns) in [(64, 64), (8, 8), (13, 21), (1, 9), (16, 5)] {
+        for (rows, columns) in [(64, 64), (8, 8), (13, 21), (1, 9), (16, 5), (12, 19), (4, 3)] {
             let source = values(rows * columns, 4);
             let mut out = vec![0.0; rows * columns];
             transpose(rows, columns, &source, columns, &mut out, rows);

@@ -171,6 +171,7 @@ fn chunked_equals_the_recurrence_at_working_sizes() {
         (300, 1, config(64, 64, 4, 1, 64)),
         (300, 2, config(32, 48, 4, 2, 100)),
         (130, 3, config(16, 16, 6, 3, 32)),
+        (2588, 1, config(16, 32, 2, 1, 256)),
     ] {
         Case::new(config, batch, frames, frames as u64).check(2e-5);
     }

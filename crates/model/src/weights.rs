@@ -163,6 +163,11 @@ impl Weights {
         &self.path
     }
 
+    /// Name, element type and shape of every tensor, by name.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, String, &[usize])> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), format!("{:?}", entry.element), entry.shape.as_slice()))
+    }
+
     /// Names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)

@@ -10,7 +10,7 @@ const CLS: u32 = 101;
 const SEP: u32 = 102;
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/text")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny/text")
 }
 
 fn golden(name: &str) -> PathBuf {

@@ -7,11 +7,12 @@ use mambo_model::listen::musicnn::{FEATURES, MELS, TAGS};
 use mambo_model::weights::{Weights, WeightsError};
 
 fn tagger(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tagger").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny/tagger").join(name)
 }
 
 fn golden() -> Weights {
-    Weights::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/musicnn.safetensors")).unwrap()
+    Weights::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/musicnn.safetensors"))
+        .expect("the golden file is in the repository")
 }
 
 /// Noise in [-1, 1): an integer hash of the sample index.
@@ -37,7 +38,7 @@ fn signal() -> Vec<f32> {
                     let beat = (time * 4.0).floor();
                     let since = time - beat / 4.0;
                     let pitch = 220.0 * [1.0, 1.25, 1.5, 2.0][beat as usize % 4];
-                    let tone: f64 = (1..7).map(|h| f64::from(h)).map(|h| (turn * pitch * h * since).sin() / h).sum();
+                    let tone: f64 = (1..7).map(f64::from).map(|h| (turn * pitch * h * since).sin() / h).sum();
                     0.3 * tone * (-6.0 * since).exp()
                 }
                 1 => {

@@ -82,15 +82,13 @@ pub struct FlowTrainConfig {
     pub batch: usize,
     /// Tokens in a crop.
     pub tokens: usize,
-    /// Highest random gain in dB, up or down.
-    pub gain: f64,
     /// Steps between validations and checkpoints.
     pub every: u64,
 }
 
 impl Default for FlowTrainConfig {
     fn default() -> Self {
-        Self { steps: 6000, batch: 16, tokens: 64, gain: 4.0, every: 200 }
+        Self { steps: 6000, batch: 16, tokens: 64, every: 200 }
     }
 }
 

@@ -41,7 +41,7 @@ pub struct CodecVectors {
 pub type SampleHook<'a> = dyn FnMut(&LanguageModel, u64) -> Result<(), String> + 'a;
 
 /// What a run needs besides the experiment.
-pub struct LmRun<'a> {
+pub struct LmRun<'a, 'hook> {
     /// The experiment, validated.
     pub experiment: &'a LmExperiment,
     /// The run folder; a run that was started there is continued.
@@ -51,9 +51,9 @@ pub struct LmRun<'a> {
     /// Set from outside to save and stop after the step in hand.
     pub stop: &'a AtomicBool,
     /// Told about every step.
-    pub report: &'a mut Report<'a>,
+    pub report: &'a mut Report<'hook>,
     /// Makes samples.
-    pub sample: Option<&'a mut SampleHook<'a>>,
+    pub sample: Option<&'a mut SampleHook<'hook>>,
 }
 
 /// Validation of one split.
@@ -100,7 +100,7 @@ struct Memory {
 const MOST_NOT_FINITE: u32 = 20;
 
 /// Runs the experiment to its end, or continues it.
-pub fn run(run: LmRun<'_>) -> Result<LmOutcome, TrainError> {
+pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
     let LmRun { experiment, folder, codec_vectors, stop, report, mut sample } = run;
     experiment.validate()?;
     let (train, seed) = (&experiment.train, experiment.seed);

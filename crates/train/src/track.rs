@@ -123,7 +123,11 @@ fn draw(title: &str, names: &[&str], rows: &[Row]) -> Result<String, String> {
     let last = all().map(|point| point.0).fold(1.0, f64::max);
     let low = all().map(|point| point.1).fold(f64::INFINITY, f64::min);
     let high = all().map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
-    let (low, high) = if low < high { (low, high) } else { (low.min(0.0), low.max(0.0) + 1.0) };
+    let (low, high) = match series.is_empty() {
+        true => (0.0, 1.0),
+        false if low < high => (low, high),
+        false => (low - 0.5, high + 0.5),
+    };
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, (900, 500)).into_drawing_area();

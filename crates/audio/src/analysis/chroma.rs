@@ -157,10 +157,7 @@ impl Chromagram {
 
     fn audible(&self) -> Vec<bool> {
         let loudest = self.energy.iter().copied().fold(0.0, f32::max);
-        self.energy
-            .iter()
-            .map(|&energy| energy > SILENCE_RATIO * loudest && energy > 1e-9)
-            .collect()
+        self.energy.iter().map(|&energy| energy > SILENCE_RATIO * loudest && energy > 1e-9).collect()
     }
 
     /// Mean correlation between the chroma of a moment and of `seconds` later, -1 to 1, over audible frames.
@@ -168,9 +165,11 @@ impl Chromagram {
     pub fn self_similarity(&self, seconds: f32) -> f32 {
         let lag = ((seconds * self.frame_rate).round() as usize).max(1);
         let audible = self.audible();
-        mean((lag..self.frames()).filter(|&frame| audible[frame] && audible[frame - lag]).map(|frame| {
-            correlation(self.frame(frame), self.frame(frame - lag))
-        }))
+        mean(
+            (lag..self.frames())
+                .filter(|&frame| audible[frame] && audible[frame - lag])
+                .map(|frame| correlation(self.frame(frame), self.frame(frame - lag))),
+        )
     }
 
     /// Mean correlation of the chroma, frame by frame, with that of `other` at the same time, -1 to 1,

@@ -51,11 +51,7 @@ pub(super) fn short_windows(samples: &[f32], rate: u32) -> (OnsetEnvelope, f32) 
         bank.apply_frame(&power, &mut bands);
         mel.extend_from_slice(&bands);
     });
-    let centroid = if total > 0.0 {
-        (weighted / total * f64::from(rate) / window as f64) as f32
-    } else {
-        0.0
-    };
+    let centroid = if total > 0.0 { (weighted / total * f64::from(rate) / window as f64) as f32 } else { 0.0 };
     let envelope = OnsetEnvelope { values: flux(&mut mel), frame_rate: rate as f32 / hop as f32 };
     (envelope, centroid)
 }

@@ -144,9 +144,8 @@ fn prepare(envelope: &[f32], frame_rate: f32) -> Vec<f32> {
         })
         .collect();
     let value = |index: usize| risen.get(index).copied().unwrap_or(0.0);
-    let mut smooth: Vec<f32> = (0..risen.len())
-        .map(|n| 0.5 * value(n) + 0.25 * (value(n.wrapping_sub(1)) + value(n + 1)))
-        .collect();
+    let mut smooth: Vec<f32> =
+        (0..risen.len()).map(|n| 0.5 * value(n) + 0.25 * (value(n.wrapping_sub(1)) + value(n + 1))).collect();
     let mean = (smooth.iter().map(|v| f64::from(*v)).sum::<f64>() / smooth.len().max(1) as f64) as f32;
     for value in &mut smooth {
         *value -= mean;

@@ -43,9 +43,8 @@ fn add_note(samples: &mut [f32], start_seconds: f32, seconds: f32, pitch: f32) {
     for n in 0..(seconds * RATE as f32) as usize {
         let time = n as f32 / RATE as f32;
         let envelope = (time * 200.0).min(1.0) * (-1.5 * time).exp();
-        let tone: f32 = (1..=4)
-            .map(|k| (2.0 * std::f32::consts::PI * hz * k as f32 * time).sin() / (k * k) as f32)
-            .sum();
+        let tone: f32 =
+            (1..=4).map(|k| (2.0 * std::f32::consts::PI * hz * k as f32 * time).sin() / (k * k) as f32).sum();
         if let Some(sample) = samples.get_mut(start + n) {
             *sample += 0.2 * envelope * tone;
         }
@@ -222,7 +221,8 @@ fn mel_distance_grows_with_damage() {
     let hiss = noise(original.len(), 6);
     let damaged = |gain: f32| -> Vec<f32> { original.iter().zip(&hiss).map(|(s, n)| s + gain * n).collect() };
     let scales = MelScales::new(RATE);
-    let distances: Vec<f64> = [0.0, 1e-4, 1e-3, 1e-2].iter().map(|g| scales.distance(&original, &damaged(*g))).collect();
+    let distances: Vec<f64> =
+        [0.0, 1e-4, 1e-3, 1e-2].iter().map(|g| scales.distance(&original, &damaged(*g))).collect();
     assert_eq!(distances[0], 0.0);
     assert!(distances.windows(2).all(|pair| pair[0] < pair[1]), "{distances:?}");
     assert_eq!(scales.distance(&[], &original), 0.0);

@@ -3,7 +3,6 @@
 //! The edit list of the sound track (ISO/IEC 14496-12, 8.6.6) names the part that is to be played.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 
 /// Which part of the decoded samples is the sound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,10 +22,32 @@ struct Atom {
     end: u64,
 }
 
-/// The part that the edit list of the first sound track selects, in samples at `rate` Hz.
-pub(super) fn edit_list(file: &mut File, rate: u32) -> std::io::Result<Part> {
+/// The edit list of a track, not yet in samples.
+#[derive(Debug, Default)]
+pub(super) struct EditList {
+    list: Vec<u8>,
+    movie_scale: u32,
+    media_scale: u32,
+}
+
+impl EditList {
+    /// The part it selects, in samples at `rate` Hz; everything if it selects nothing or several parts.
+    pub(super) fn part(&self, rate: u32) -> Part {
+        selected(&self.list, self.movie_scale, self.media_scale, rate)
+    }
+}
+
+/// The length of the file that its outermost atoms add up to: more than there is if the last one is cut off.
+pub(super) fn promised_length(file: &mut File) -> std::io::Result<u64> {
     let length = file.metadata()?.len();
-    let Some(movie) = find(file, 0, length, b"moov")? else { return Ok(Part::default()) };
+    let last = atoms(file, 0, u64::MAX / 2)?.last().map_or(0, |atom| atom.end);
+    Ok(last.max(length))
+}
+
+/// The edit list of the first sound track.
+pub(super) fn edit_list(file: &mut File) -> std::io::Result<EditList> {
+    let length = file.metadata()?.len();
+    let Some(movie) = find(file, 0, length, b"moov")? else { return Ok(EditList::default()) };
     let movie_scale = match find(file, movie.start, movie.end, b"mvhd")? {
         Some(header) => time_scale(file, &header)?,
         None => 0,
@@ -41,11 +62,11 @@ pub(super) fn edit_list(file: &mut File, rate: u32) -> std::io::Result<Part> {
             Some(header) => time_scale(file, &header)?,
             None => 0,
         };
-        let Some(edits) = find(file, track.start, track.end, b"edts")? else { return Ok(Part::default()) };
-        let Some(list) = find(file, edits.start, edits.end, b"elst")? else { return Ok(Part::default()) };
-        return Ok(selected(&bytes(file, &list, 4096)?, movie_scale, media_scale, rate));
+        let Some(edits) = find(file, track.start, track.end, b"edts")? else { break };
+        let Some(list) = find(file, edits.start, edits.end, b"elst")? else { break };
+        return Ok(EditList { list: bytes(file, &list, 4096)?, movie_scale, media_scale });
     }
-    Ok(Part::default())
+    Ok(EditList::default())
 }
 
 fn selected(list: &[u8], movie_scale: u32, media_scale: u32, rate: u32) -> Part {
@@ -107,10 +128,12 @@ fn atoms(file: &mut File, start: u64, end: u64) -> std::io::Result<Vec<Atom>> {
     let mut found = Vec::new();
     let mut position = start;
     while position + 8 <= end && found.len() < MAX_ATOMS {
+        let bytes = super::sniff::read_at(file, position, (end - position).min(16) as usize)?;
+        if bytes.len() < 8 {
+            break;
+        }
         let mut head = [0; 16];
-        let here = (end - position).min(16) as usize;
-        file.seek(SeekFrom::Start(position))?;
-        file.read_exact(&mut head[..here])?;
+        head[..bytes.len()].copy_from_slice(&bytes);
         let [a, b, c, d, kind @ .., _, _, _, _, _, _, _, _] = head;
         let (header, size) = match u32::from_be_bytes([a, b, c, d]) {
             0 => (8, end - position),

@@ -22,6 +22,8 @@ pub(super) struct OpusDecoder {
     layout: Layout,
     channels: usize,
     gain: f32,
+    /// Samples still to drop at the start.
+    skip: usize,
     buffer: Vec<f32>,
     integers: Vec<i16>,
 }
@@ -39,6 +41,7 @@ impl OpusDecoder {
             count if count > MAX_CHANNELS => return Err(Fault::TooManyChannels(count)),
             _ => {}
         }
+        let skip = usize::from(u16::from_le_bytes([head[10], head[11]]));
         let gain = f32::from(i16::from_le_bytes([head[16], head[17]])) / 256.0;
         let refused = |code: i32| Fault::Malformed(format!("an Opus header the decoder refuses ({code})"));
         let layout = if head[18] == 0 {
@@ -66,6 +69,7 @@ impl OpusDecoder {
             layout,
             channels,
             gain: 10f32.powf(gain / 20.0),
+            skip,
             buffer: vec![0.0; MAX_FRAMES * channels],
             integers: Vec::new(),
         })
@@ -94,7 +98,8 @@ impl OpusDecoder {
             .and_then(|frames| usize::try_from(frames).ok())
             .filter(|&frames| frames <= MAX_FRAMES)
             .ok_or("a damaged Opus packet")?;
-        let start = (packet.trim_start.get() as usize).min(frames);
+        let start = self.skip.min(frames);
+        self.skip -= start;
         let end = frames.saturating_sub(packet.trim_end.get() as usize).max(start);
         let kept = &self.buffer[start * self.channels..end * self.channels];
         let channels = (0..self.channels)

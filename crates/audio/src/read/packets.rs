@@ -1,8 +1,10 @@
 //! Formats made of packets: flac, mp3, ogg (vorbis, opus), m4a and raw aac. Symphonia takes the containers
 //! apart and decodes all but Opus.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 
 use symphonia::core::codecs::CodecParameters;
 use symphonia::core::codecs::audio::well_known::{self, CODEC_ID_OPUS};
@@ -11,12 +13,12 @@ use symphonia::core::common::Limit;
 use symphonia::core::errors::Error;
 use symphonia::core::formats::probe::{Hint, Probe};
 use symphonia::core::formats::{FormatOptions, FormatReader, Track, TrackType};
-use symphonia::core::io::{MediaSourceStream, MediaSourceStreamOptions};
+use symphonia::core::io::{MediaSource, MediaSourceStream, MediaSourceStreamOptions};
 use symphonia::core::meta::MetadataOptions;
 use symphonia::core::packet::Packet;
 use symphonia::default::{codecs, formats, meta};
 
-use super::mp4::Part;
+use super::mp4::{EditList, Part};
 use super::opus::OpusDecoder;
 use super::sniff::{self, Kind};
 use super::{Fault, Opened, Source};
@@ -59,8 +61,18 @@ struct PacketSource {
 /// Opens a file of this kind that starts at byte `start` (tags may stand before).
 pub(super) fn open(mut file: File, kind: Kind, start: u64) -> Result<Opened, Fault> {
     let ends_well = kind != Kind::Ogg || ogg_ends_well(&mut file, start)?;
-    let mut second = file.try_clone()?;
-    let reader = open_container(file, kind)?;
+    if kind == Kind::Flac {
+        check_flac_has_frames(&mut file, start)?;
+    }
+    let edits = if kind == Kind::Mp4 { super::mp4::edit_list(&mut file)? } else { EditList::default() };
+    let cut = match kind {
+        Kind::Mp4 => super::mp4::promised_length(&mut file)? > file.metadata()?.len(),
+        _ => !ends_well,
+    };
+    let reader = match open_container(file, kind) {
+        Err(Fault::Malformed(_)) if cut => return Err(Fault::Truncated(None)),
+        opened => opened?,
+    };
     let track = reader.default_track(TrackType::Audio).ok_or(Fault::NoAudioTrack)?;
     let (track_id, promised) = (track.id, track.num_frames);
     let parameters = audio_parameters(track)?.clone();
@@ -93,7 +105,7 @@ pub(super) fn open(mut file: File, kind: Kind, start: u64) -> Result<Opened, Fau
     if kind == Kind::Mp4 {
         source.part = match tags.iter().find(|(key, _)| key.contains("itunsmpb")) {
             Some((_, text)) => super::mp4::from_itunes_tag(text).unwrap_or_default(),
-            None => super::mp4::edit_list(&mut second, source.sample_rate)?,
+            None => edits.part(source.sample_rate),
         };
         // The duration in the header counts the encoder's samples too, the kept part does not.
         source.promised = source.promised.map(|frames| source.part.keep.map_or(frames, |keep| keep.min(frames)));
@@ -118,7 +130,12 @@ fn open_container(file: File, kind: Kind) -> Result<Box<dyn FormatReader>, Fault
     }
     probe.register_metadata::<meta::Id3v2Reader<'_>>();
     probe.register_metadata::<meta::Id3v1Reader<'_>>();
-    let stream = MediaSourceStream::new(Box::new(file), MediaSourceStreamOptions::default());
+    let mut medium = Medium { length: file.metadata()?.len(), file };
+    if kind == Kind::Mp4 {
+        medium.length = super::mp4::promised_length(&mut medium.file)?;
+    }
+    medium.rewind()?;
+    let stream = MediaSourceStream::new(Box::new(medium), MediaSourceStreamOptions::default());
     let limits = MetadataOptions::default()
         .limit_tag_bytes(Limit::Maximum(1 << 20))
         .limit_visual_bytes(Limit::Maximum(0));
@@ -130,6 +147,37 @@ fn open_container(file: File, kind: Kind) -> Result<Box<dyn FormatReader>, Fault
             }
             error => container_fault(error),
         })
+}
+
+/// A file of pretended length. Of an MP4 file that is cut off, symphonia would not decode even what is there.
+struct Medium {
+    file: File,
+    length: u64,
+}
+
+impl Read for Medium {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.file.read(buffer)
+    }
+}
+
+impl Seek for Medium {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        match to {
+            SeekFrom::End(offset) => self.file.seek(SeekFrom::Start(self.length.saturating_add_signed(offset))),
+            to => self.file.seek(to),
+        }
+    }
+}
+
+impl MediaSource for Medium {
+    fn is_seekable(&self) -> bool {
+        true
+    }
+
+    fn byte_len(&self) -> Option<u64> {
+        Some(self.length)
+    }
 }
 
 fn container_fault(error: Error) -> Fault {
@@ -195,9 +243,14 @@ fn collect_tags(reader: &mut dyn FormatReader) -> BTreeMap<String, String> {
             super::tags::from_revision(revision, &mut tags);
         }
         if metadata.pop().is_none() {
-            return tags;
+            break;
         }
     }
+    // Vorbis comments have no field of that name; programs use this one.
+    if let (None, Some(description)) = (tags.get("comment"), tags.get("description").cloned()) {
+        tags.insert("comment".into(), description);
+    }
+    tags
 }
 
 impl Source for PacketSource {
@@ -358,6 +411,35 @@ impl PacketSource {
             return Err(Fault::Truncated(short.or(self.promised)));
         }
         Ok(())
+    }
+}
+
+/// A FLAC file may end behind its header: then it is empty, or cut off if the header promises samples.
+fn check_flac_has_frames(file: &mut File, start: u64) -> Result<(), Fault> {
+    let length = file.metadata()?.len();
+    let mut position = start + 4;
+    let mut promised = 0;
+    loop {
+        let head = sniff::read_at(file, position, 4 + 18)?;
+        let Some(&[kind, a, b, c]) = head.first_chunk::<4>() else {
+            return Err(Fault::Malformed("it ends inside its header".into()));
+        };
+        if kind & 0x7f == 0 {
+            // The last 36 bits of the 18 bytes before the digest.
+            promised = head.get(17..22).map_or(0, |bits| {
+                bits.iter().fold(0, |all, &byte| all << 8 | u64::from(byte)) & ((1 << 36) - 1)
+            });
+        }
+        position += 4 + u64::from(u32::from_be_bytes([0, a, b, c]));
+        if kind & 0x80 != 0 {
+            break;
+        }
+    }
+    match position.cmp(&length) {
+        Ordering::Less => Ok(()),
+        Ordering::Equal if promised == 0 => Err(Fault::NoSamples),
+        Ordering::Equal => Err(Fault::Truncated(Some(promised))),
+        Ordering::Greater => Err(Fault::Malformed("it ends inside its header".into())),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use symphonia::core::meta::{MetadataRevision, StandardTag, Tag};
+use symphonia::core::meta::{MetadataRevision, RawValue, StandardTag, Tag};
 
 /// Longest text that is kept, in bytes.
 const MAX_TEXT: usize = 16 * 1024;
@@ -50,8 +50,22 @@ pub(super) fn from_revision(revision: &MetadataRevision, tags: &mut BTreeMap<Str
     for tag in revision.media.tags.iter().chain(per_track) {
         match standard(tag) {
             Some((key, value)) => add(tags, key, &value),
-            None => add(tags, &tag.raw.key, &tag.raw.value.to_string()),
+            None => add(tags, raw_key(tag), &tag.raw.value.to_string()),
         }
+    }
+}
+
+/// The key of a tag without a common name. ID3v2 keeps the user's own keys in the description of `TXXX` frames.
+fn raw_key(tag: &Tag) -> &str {
+    let described = || {
+        tag.raw.sub_fields.as_deref()?.iter().find_map(|field| match &field.value {
+            RawValue::String(text) if field.field.eq_ignore_ascii_case("description") => Some(text.as_str()),
+            _ => None,
+        })
+    };
+    match tag.raw.key.as_str() {
+        "TXXX" => described().unwrap_or("TXXX"),
+        key => key,
     }
 }
 

@@ -74,7 +74,8 @@ impl CaptionBook {
         }
         for path in &walk.files {
             let extension = extension_of(path);
-            let is_list = path.file_stem().is_some_and(|stem| LIST_STEMS.iter().any(|known| stem.eq_ignore_ascii_case(known)));
+            let is_list =
+                path.file_stem().is_some_and(|stem| LIST_STEMS.iter().any(|known| stem.eq_ignore_ascii_case(known)));
             if is_list && ["csv", "jsonl", "json"].contains(&extension.as_str()) {
                 book.caption_files.insert(path.clone());
                 book.read_list(path, &extension, &files, warnings);
@@ -89,7 +90,9 @@ impl CaptionBook {
                 }
                 book.caption_files.insert(path.clone());
                 match read_sidecar(path, &extension) {
-                    Ok(said) => targets.into_iter().for_each(|target| book.said.entry(target.clone()).or_default().merge(said.clone())),
+                    Ok(said) => targets
+                        .into_iter()
+                        .for_each(|target| book.said.entry(target.clone()).or_default().merge(said.clone())),
                     Err(problem) => warnings.push(format!("{}: {problem}", path.display())),
                 }
             }
@@ -126,13 +129,16 @@ impl CaptionBook {
                     continue;
                 }
             };
-            let name = ["path", "file", "filename", "file_name", "audio", "location"].iter().find_map(|key| object.get(*key)?.as_str());
+            let name = ["path", "file", "filename", "file_name", "audio", "location"]
+                .iter()
+                .find_map(|key| object.get(*key)?.as_str());
             let Some(name) = name else {
                 warnings.push(format!("{}, {place}: no `path`", list.display()));
                 continue;
             };
             // A list speaks about its own folder only.
-            let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+            let inside =
+                Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
             if !inside {
                 warnings.push(format!("{}, {place}: the path {name:?} leads out of the folder", list.display()));
                 continue;
@@ -206,7 +212,9 @@ fn json_rows(bytes: &[u8]) -> Vec<Row> {
             .map(|(path, entry)| {
                 let mut object = match entry {
                     Value::Object(object) => object,
-                    caption @ (Value::String(_) | Value::Array(_)) => Map::from_iter([("captions".to_owned(), caption)]),
+                    caption @ (Value::String(_) | Value::Array(_)) => {
+                        Map::from_iter([("captions".to_owned(), caption)])
+                    }
                     _ => return Err(format!("entry {path:?}: expected a caption or an object")),
                 };
                 let place = format!("entry {path:?}");
@@ -222,11 +230,15 @@ fn read_sidecar(path: &Path, extension: &str) -> Result<Said, String> {
     let bytes = std::fs::read(path).map_err(|error| format!("cannot read: {error}"))?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     if extension == "json" {
-        let object: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| format!("not a JSON object: {error}"))?;
+        let object: Map<String, Value> =
+            serde_json::from_slice(bytes).map_err(|error| format!("not a JSON object: {error}"))?;
         return said_in(&object);
     }
     let text = String::from_utf8_lossy(bytes);
-    Ok(Said { captions: text.lines().filter_map(|line| caption(line, CaptionSource::Person)).collect(), ..Said::default() })
+    Ok(Said {
+        captions: text.lines().filter_map(|line| caption(line, CaptionSource::Person)).collect(),
+        ..Said::default()
+    })
 }
 
 fn caption(text: &str, source: CaptionSource) -> Option<Caption> {
@@ -259,7 +271,10 @@ fn said_in(object: &Map<String, Value>) -> Result<Said, String> {
     };
     let split = match object.get("split").and_then(Value::as_str).map(str::trim).filter(|text| !text.is_empty()) {
         None => None,
-        Some(name) => Some(Split::from_name(name).ok_or_else(|| format!("unknown split {name:?}: train, seen-artist, valid or test"))?),
+        Some(name) => Some(
+            Split::from_name(name)
+                .ok_or_else(|| format!("unknown split {name:?}: train, seen-artist, valid or test"))?,
+        ),
     };
     let mut said = Said { split, ..Said::default() };
     for key in ["caption", "captions", "text", "description", "prompt"] {
@@ -292,13 +307,19 @@ mod tests {
         }
         write(at, "a.txt", "slow piano\n\n  a  second line \n");
         write(at, "b.mp3.json", r#"{"description": "loud rock", "genre": "rock;metal", "license": "CC0-1.0"}"#);
-        write(at, "captions.csv", "Path,caption,tags,split\nc.wav,\"strings, soft\",\"calm,slow\",valid\n./d.ogg,drums,,\nx.wav,gone,,\n../y.wav,out,,\n");
+        write(
+            at,
+            "captions.csv",
+            "Path,caption,tags,split\nc.wav,\"strings, soft\",\"calm,slow\",valid\n./d.ogg,drums,,\nx.wav,gone,,\n../y.wav,out,,\n",
+        );
         write(at, "captions.jsonl", "{\"path\": \"d.ogg\", \"captions\": [\"beat\"], \"artist\": \"Ann\"}\nnonsense\n");
         write(at, "metadata.json", r#"{"e.flac": "flute", "a.mp3": {"title": "A", "split": "nowhere"}}"#);
         write(at, "readme.txt", "no sidecar of anything");
         let mut warnings = Vec::new();
         let book = CaptionBook::open(&crate::walk::files(at).unwrap(), &mut warnings);
-        let captions = |name: &str| book.about(&at.join(name)).captions.into_iter().map(|caption| caption.text).collect::<Vec<_>>();
+        let captions = |name: &str| {
+            book.about(&at.join(name)).captions.into_iter().map(|caption| caption.text).collect::<Vec<_>>()
+        };
         assert_eq!(captions("a.mp3"), ["slow piano", "a second line"]);
         assert_eq!(captions("b.mp3"), ["loud rock"]);
         let b = book.about(&at.join("b.mp3"));

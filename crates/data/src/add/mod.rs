@@ -106,7 +106,12 @@ pub fn add(options: &AddOptions, report: &mut Report<'_>) -> Result<AddSummary, 
         tracks.push(dropped_track(folder, &root, options, "a folder, not a sound file (its content is searched)"));
     }
     for missing in book.missing() {
-        tracks.push(dropped_track(&missing.path, &root, options, &format!("named in {}, but there is no such file", missing.list)));
+        tracks.push(dropped_track(
+            &missing.path,
+            &root,
+            options,
+            &format!("named in {}, but there is no such file", missing.list),
+        ));
     }
     drop_duplicates(&mut tracks);
     hold_out(&mut tracks, options.held_out_share);
@@ -225,7 +230,8 @@ fn judge(path: &Path, root: &Path, options: &AddOptions, book: &CaptionBook) -> 
 /// Puts together what the file itself and the people around it say.
 fn describe(track: &mut Track, facts: &FileFacts, said: Said) {
     let tag = |name: &str| facts.tags.get(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
-    track.attribution = Attribution { artist: said.artist.or_else(|| tag("artist")), title: said.title.or_else(|| tag("title")) };
+    track.attribution =
+        Attribution { artist: said.artist.or_else(|| tag("artist")), title: said.title.or_else(|| tag("title")) };
     if let Some(licence) = said.licence.or_else(|| tag("license")).or_else(|| tag("licence")) {
         track.licence = Some(licence);
     }
@@ -268,7 +274,8 @@ fn drop_duplicates(tracks: &mut [Track]) {
 /// A number in 0..1 that depends only on the text.
 fn chance(text: &str) -> f64 {
     let bytes = *blake3::hash(text.as_bytes()).as_bytes();
-    u64::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], 0]) as f64 / (1_u64 << 56) as f64
+    u64::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], 0]) as f64
+        / (1_u64 << 56) as f64
 }
 
 /// Splits by group; within larger training groups single tracks are `seen-artist`.

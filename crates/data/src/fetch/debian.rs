@@ -221,15 +221,16 @@ fn mix_song(song: &Song, record: &PackageRecord, out: &Path, track: &mut Track) 
     let package_folder = out.join(&song.first().package);
     let stems: Vec<PathBuf> = song.rows.iter().map(|row| package_folder.join(local_path(&row.path))).collect();
     // Named by the stems' content, so that an existing mix is known to be of these stems.
-    let contents: Vec<&str> = song.rows.iter().filter_map(|row| record.files.get(&row.path).map(String::as_str)).collect();
+    let contents: Vec<&str> =
+        song.rows.iter().filter_map(|row| record.files.get(&row.path).map(String::as_str)).collect();
     let name = format!("mix-{}.flac", id_of_sha256(&sha256_of_text(&contents.join("+"))));
     let relative = track.path.with_file_name(name);
     let target = out.join(&relative);
-    if !target.is_file() {
-        if let Err(reason) = super::mix::mix_stems(&stems, &target) {
-            track.dropped = Some(format!("the stems cannot be mixed: {reason}"));
-            return Ok(());
-        }
+    if !target.is_file()
+        && let Err(reason) = super::mix::mix_stems(&stems, &target)
+    {
+        track.dropped = Some(format!("the stems cannot be mixed: {reason}"));
+        return Ok(());
     }
     track.path = relative;
     track.sha256 = sha256_of(&target)?;

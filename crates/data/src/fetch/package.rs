@@ -64,10 +64,10 @@ pub(super) fn obtain(
     debs: Option<&Path>,
     download_folder: &Path,
 ) -> Result<PathBuf, DataError> {
-    if let Some(folder) = debs {
-        if let Some(path) = find_in(folder, package)? {
-            return Ok(path);
-        }
+    if let Some(folder) = debs
+        && let Some(path) = find_in(folder, package)?
+    {
+        return Ok(path);
     }
     let download = |name: &str| {
         run("apt-get", Command::new("apt-get").args(["download", name]).current_dir(download_folder), name)
@@ -160,7 +160,7 @@ pub(super) fn extract(deb: &Path, package: &str, wanted: &[&str], folder: &Path)
         .spawn()
         .map_err(|error| missing_or("dpkg-deb", package, error))?;
     let stream = child.stdout.take();
-    let walked = stream.map_or(Ok(()), |stream| {
+    let walked: Result<(), DataError> = stream.map_or(Ok(()), |stream| {
         let mut archive = tar::Archive::new(std::io::BufReader::with_capacity(1 << 18, stream));
         for entry in archive.entries().map_err(DataError::io(deb, "read"))? {
             let mut entry = entry.map_err(DataError::io(deb, "read"))?;

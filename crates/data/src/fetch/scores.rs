@@ -9,7 +9,12 @@ use std::path::{Path, PathBuf};
 
 /// Package, version the table of music was made with, licence, files.
 const SOURCES: &[(&str, &str, &str, &[&str])] = &[
-    ("freedoom", "0.12.1-2", "BSD-3-Clause", &["usr/share/games/doom/freedoom1.wad", "usr/share/games/doom/freedoom2.wad"]),
+    (
+        "freedoom",
+        "0.12.1-2",
+        "BSD-3-Clause",
+        &["usr/share/games/doom/freedoom1.wad", "usr/share/games/doom/freedoom2.wad"],
+    ),
     ("freedm", "0.12.1-2", "BSD-3-Clause", &["usr/share/games/doom/freedm.wad"]),
     ("fluid-soundfont-gm", "3.1-5.3", "MIT", &["usr/share/sounds/sf2/FluidR3_GM.sf2"]),
 ];
@@ -46,7 +51,11 @@ pub fn fetch_scores(out: &Path, debs: Option<&Path>, report: &mut Report<'_>) ->
         let deb = obtain(package, version, debs, download.path())?;
         let extraction = extract(&deb, package, files, &folder)?;
         if let Some(missing) = extraction.missing.first() {
-            return Err(DataError::format(&deb, format!("a file {missing}"), format!("none in version {}", extraction.version)));
+            return Err(DataError::format(
+                &deb,
+                format!("a file {missing}"),
+                format!("none in version {}", extraction.version),
+            ));
         }
         crate::atomic::write_bytes_atomically(&folder.join(LICENCE_FILE), format!("{licence}\n").as_bytes())?;
     }

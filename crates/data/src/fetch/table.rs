@@ -47,7 +47,8 @@ impl Row {
 
     /// What makes rows one song: the folder for stems, the file for all others.
     fn song(&self) -> (String, String) {
-        let song = if self.is_stem() { self.path.rsplit_once('/').map_or("", |(folder, _)| folder) } else { &self.path };
+        let song =
+            if self.is_stem() { self.path.rsplit_once('/').map_or("", |(folder, _)| folder) } else { &self.path };
         (self.package.clone(), song.to_owned())
     }
 
@@ -68,15 +69,41 @@ fn unquote(field: &str) -> String {
 
 fn parse_row(line: &str) -> Option<Row> {
     let fields: Vec<String> = line.split('\t').map(unquote).collect();
-    let [tier, package, version, path, bytes, sha256, seconds, sample_rate, channels, licence, title, artist, split_group, split, genre, style_words]: [String; 16] =
-        fields.try_into().ok()?;
+    let [
+        tier,
+        package,
+        version,
+        path,
+        bytes,
+        sha256,
+        seconds,
+        sample_rate,
+        channels,
+        licence,
+        title,
+        artist,
+        split_group,
+        split,
+        genre,
+        style_words,
+    ]: [String; 16] = fields.try_into().ok()?;
     Some(Row {
         bytes: bytes.parse().ok()?,
         seconds: seconds.parse().ok()?,
         sample_rate: sample_rate.parse().ok()?,
         channels: channels.parse().ok()?,
         split: Split::from_name(&split)?,
-        tier, package, version, path, sha256, licence, title, artist, split_group, genre, style_words,
+        tier,
+        package,
+        version,
+        path,
+        sha256,
+        licence,
+        title,
+        artist,
+        split_group,
+        genre,
+        style_words,
     })
 }
 
@@ -192,7 +219,10 @@ mod tests {
         assert_eq!(songs.len(), rows.len() - stems / 2);
         assert!(songs.iter().all(|song| song.rows.len() == if song.first().is_stem() { 2 } else { 1 }));
         assert!(rows.iter().any(|row| row.artist == "Christian \"Crystan\" Hoffmann"));
-        assert_eq!(songs.iter().find(|song| song.first().is_stem()).unwrap().first().song_title(), "Escape from chaosland");
+        assert_eq!(
+            songs.iter().find(|song| song.first().is_stem()).unwrap().first().song_title(),
+            "Escape from chaosland"
+        );
     }
 
     #[test]

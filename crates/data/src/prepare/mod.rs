@@ -5,6 +5,7 @@
 //! not at all, under names that contain a hash of everything that went into them. So a finished unit is
 //! recognised after a kill, parts can run on different machines, and the same input gives the same bytes.
 
+mod networks;
 mod segments;
 
 use crate::atomic::write_bytes_atomically;
@@ -21,6 +22,8 @@ use segments::SegmentReader;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+
+pub use networks::Networks;
 
 /// Changes when prepared data would differ for the same options.
 const RECIPE: u32 = 1;
@@ -153,7 +156,11 @@ struct TrackResult {
 /// # Errors
 /// Options that make no sense, an unreadable manifest, a folder that cannot be written or holds shards of
 /// other data, a text encoder that fails. A bad track is recorded, not an error.
-pub fn prepare(options: &PrepareOptions, stages: &Stages<'_>, report: &mut Report<'_>) -> Result<PrepareSummary, DataError> {
+pub fn prepare(
+    options: &PrepareOptions,
+    stages: &Stages<'_>,
+    report: &mut Report<'_>,
+) -> Result<PrepareSummary, DataError> {
     check(options, stages)?;
     let manifests = options.manifests.iter().map(|path| Manifest::load(path)).collect::<Result<Vec<_>, _>>()?;
     let units = plan(options, stages, &manifests);
@@ -226,7 +233,8 @@ fn plan<'a>(options: &PrepareOptions, stages: &Stages<'_>, manifests: &'a [Manif
             hasher.update(recipe.as_bytes());
             for (_, track) in tracks {
                 // Everything of the row that can change a shard; not where the file lies.
-                let facts = (&track.id, &track.sha256, track.split, &track.tier, &track.captions, &track.tags, &track.score);
+                let facts =
+                    (&track.id, &track.sha256, track.split, &track.tier, &track.captions, &track.tags, &track.score);
                 hasher.update(format!("{facts:?}").as_bytes());
             }
             let hash: String = hasher.finalize().to_hex().chars().take(12).collect();
@@ -291,7 +299,8 @@ fn prepare_unit(options: &PrepareOptions, stages: &Stages<'_>, unit: &Unit<'_>) 
             Ok(result) => {
                 record.silent_segments += result.silent_segments;
                 *record.seconds.entry(track.split).or_default() += result.seconds;
-                let place = writer.track(&ShardTrack { id: track.id.clone(), split: track.split, tier: track.tier.clone() });
+                let place =
+                    writer.track(&ShardTrack { id: track.id.clone(), split: track.split, tier: track.tier.clone() });
                 for item in result.items {
                     let mut captions = Vec::with_capacity(item.captions.len());
                     for caption in &item.captions {
@@ -333,7 +342,8 @@ fn encode_texts<'t>(
     different.dedup();
     let mut states = HashMap::with_capacity(different.len());
     for chunk in different.chunks(TEXTS_AT_ONCE) {
-        let fail = |message: String| DataError::Stage { stage: "text encoder", subject: format!("{:?}", chunk[0]), message };
+        let fail =
+            |message: String| DataError::Stage { stage: "text encoder", subject: format!("{:?}", chunk[0]), message };
         let encoded = (stages.text)(chunk).map_err(fail)?;
         if encoded.len() != chunk.len() {
             return Err(fail(format!("{} results for {} texts", encoded.len(), chunk.len())));
@@ -350,7 +360,12 @@ fn segment_samples(options: &PrepareOptions, stages: &Stages<'_>) -> usize {
     ((options.segment_seconds * f64::from(spec.sample_rate)) as usize / hop).max(1) * hop
 }
 
-fn prepare_track(options: &PrepareOptions, stages: &Stages<'_>, path: &Path, track: &Track) -> Result<TrackResult, DataError> {
+fn prepare_track(
+    options: &PrepareOptions,
+    stages: &Stages<'_>,
+    path: &Path,
+    track: &Track,
+) -> Result<TrackResult, DataError> {
     let spec = stages.codec.spec();
     let rate = spec.sample_rate;
     let frames = segment_samples(options, stages);
@@ -374,7 +389,8 @@ fn prepare_track(options: &PrepareOptions, stages: &Stages<'_>, path: &Path, tra
         for version in 0..versions {
             let change = Alteration::of_version(options.seed, &track.id, segment, version);
             // Near the end of a track there may be nothing to shift into.
-            let shift = ((change.offset * frames as f64) as usize).min(window.len().saturating_sub(change.source_frames(least)));
+            let shift = ((change.offset * frames as f64) as usize)
+                .min(window.len().saturating_sub(change.source_frames(least)));
             let source = &window[shift..];
             let source = &source[..source.len().min(change.source_frames(frames) + 2)];
             let mut sound = change.apply(source, rate);
@@ -398,7 +414,11 @@ fn facts_of(stages: &Stages<'_>, track: &Track, base: &[f32], rate: u32) -> Resu
     if let Some(tagger) = stages.tagger {
         let clip = AudioClip::from_mono(base.to_vec(), rate);
         let slow = mambo_audio::resample(&clip, TAGGER_RATE).to_mono();
-        facts.tags = tagger(&slow).map_err(|message| DataError::Stage { stage: "tagger", subject: track.source.clone(), message })?;
+        facts.tags = tagger(&slow).map_err(|message| DataError::Stage {
+            stage: "tagger",
+            subject: track.source.clone(),
+            message,
+        })?;
     }
     let measured = analysis::analyse(base, rate);
     let loudness = mambo_audio::measure(&AudioClip::from_mono(base.to_vec(), rate)).integrated_lufs;
@@ -438,7 +458,8 @@ fn finish(options: &PrepareOptions, manifests: &[Manifest], units: &[Unit<'_>]) 
         summary.dropped.extend(record.dropped);
     }
     if summary.units.0 == summary.units.1 {
-        let reasons: HashMap<&str, &str> = summary.dropped.iter().map(|track| (track.id.as_str(), track.reason.as_str())).collect();
+        let reasons: HashMap<&str, &str> =
+            summary.dropped.iter().map(|track| (track.id.as_str(), track.reason.as_str())).collect();
         let mut all = Manifest { folder: options.out.clone(), tracks: Vec::new() };
         for manifest in manifests {
             for track in &manifest.tracks {

@@ -47,7 +47,11 @@ fn add_voice(out: &mut [f32], rate: f64, start: usize, frames: usize, note: &Not
         let ending = if index < frames { 1.0 } else { 1.0 - (index - frames) as f64 / release as f64 };
         let attack = (seconds / 0.002).min(1.0);
         // Vibrato on held notes, as the players of these machines liked it.
-        let vibrato = if role == Role::Lead && seconds > 0.25 { 1.0 + 0.006 * (seconds * 6.0 * std::f64::consts::TAU).sin() } else { 1.0 };
+        let vibrato = if role == Role::Lead && seconds > 0.25 {
+            1.0 + 0.006 * (seconds * 6.0 * std::f64::consts::TAU).sin()
+        } else {
+            1.0
+        };
         let wave = if role == Role::Bass { stepped_triangle(phase) * 1.6 } else { pulse(phase, step, duty) };
         *sample += (wave * level * decay * ending * attack) as f32;
         phase = (phase + step * vibrato).fract();

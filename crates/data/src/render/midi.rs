@@ -104,10 +104,10 @@ fn read_midi(path: &Path, bytes: &[u8]) -> Result<Score, DataError> {
                 TrackEventKind::Meta(MetaMessage::TrackName(text)) if track_index == 0 && beat == 0.0 => {
                     score.title = String::from_utf8_lossy(text).trim().to_owned();
                 }
-                TrackEventKind::Meta(MetaMessage::Text(text) | MetaMessage::Copyright(text)) => {
-                    if text.starts_with(b"QMUS2MID") || text.starts_with(b"Quick MUS->MID") {
-                        score.has_grid = false;
-                    }
+                TrackEventKind::Meta(MetaMessage::Text(text) | MetaMessage::Copyright(text))
+                    if (text.starts_with(b"QMUS2MID") || text.starts_with(b"Quick MUS->MID")) =>
+                {
+                    score.has_grid = false;
                 }
                 _ => {}
             }
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_midi_file_gives_notes_tempo_and_programs() {
-        let mut track = Vec::new();
+        let mut track: Vec<u8> = Vec::new();
         track.extend(b"\x00\xff\x03\x04Song");
         track.extend(b"\x00\xff\x51\x03\x07\xa1\x20"); // 500000 us: 120 bpm
         track.extend(b"\x00\xc1\x18\x00\x91\x40\x64"); // program 24, note on

@@ -19,7 +19,7 @@ use crate::error::DataError;
 use crate::fetch::sha256_of;
 use crate::manifest::{Attribution, Manifest, ManifestSummary, ScoreFacts, Split, Track, id_of_sha256, id_of_source};
 use crate::progress::{Clock, Progress, Report};
-use arrangement::{ARRANGEMENTS, Arrangement, Engine};
+use arrangement::{Arrangement, Engine};
 use mambo_audio::{AudioClip, AudioFormat, AudioWriter};
 use perform::Performance;
 use rand_chacha::ChaCha8Rng;
@@ -28,7 +28,7 @@ use rayon::prelude::*;
 use rustysynth::SoundFont;
 use score::Score;
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -95,7 +95,7 @@ pub fn render(options: &RenderOptions, report: &mut Report<'_>) -> Result<Render
     let font = synth::load_sound_font(&options.sound_font)?;
     let font_licence = licence_near(&options.sound_font);
     std::fs::create_dir_all(&options.out).map_err(DataError::io(&options.out, "create the corpus folder"))?;
-    let known: HashMap<String, Track> = Manifest::load(&options.out)
+    let known: BTreeMap<String, Track> = Manifest::load(&options.out)
         .map(|manifest| manifest.tracks.into_iter().map(|track| (track.source.clone(), track)).collect())
         .unwrap_or_default();
 
@@ -117,12 +117,29 @@ pub fn render(options: &RenderOptions, report: &mut Report<'_>) -> Result<Render
             tracks.extend(result?);
         }
         clock.add(chunk.len() as f64);
+        // So that a killed run keeps what it has; rows of pieces still to come stay known.
+        save(
+            options,
+            &tracks,
+            known.values().filter(|track| !tracks.iter().any(|done: &Track| done.source == track.source)),
+        )?;
     }
     report(&Progress { stage: "render", item: "manifest".into(), done: total, total, seconds_left: None });
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let manifest = Manifest { folder: options.out.clone(), tracks };
-    let path = manifest.save()?;
+    let (manifest, path) = save(options, &tracks, std::iter::empty())?;
     Ok(RenderSummary { manifest: path, pieces: pieces.len(), counts: manifest.summary(), warnings })
+}
+
+fn save<'a>(
+    options: &RenderOptions,
+    tracks: &[Track],
+    others: impl Iterator<Item = &'a Track>,
+) -> Result<(Manifest, PathBuf), DataError> {
+    let mut all = tracks.to_vec();
+    all.extend(others.cloned());
+    let manifest = Manifest { folder: options.out.clone(), tracks: all };
+    let path = manifest.save()?;
+    Ok((manifest, path))
 }
 
 /// The first line of the nearest licence file, looking upwards.
@@ -138,7 +155,8 @@ fn find_pieces(folder: &Path, warnings: &mut Vec<String>) -> Result<Vec<Piece>, 
     let mut pieces = Vec::new();
     let mut seen = std::collections::HashSet::new();
     for path in crate::walk::files(folder)?.files {
-        let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default();
+        let extension =
+            path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default();
         if !["mid", "midi", "mus", "wad"].contains(&extension.as_str()) {
             continue;
         }
@@ -167,9 +185,15 @@ fn find_pieces(folder: &Path, warnings: &mut Vec<String>) -> Result<Vec<Piece>, 
             }
             match midi::read_score(&path, &name, &bytes) {
                 Ok(score) => {
-                    let name: String =
-                        name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
-                    let unique = if pieces.iter().any(|piece: &Piece| piece.name == name) { format!("{name}-{}", pieces.len()) } else { name };
+                    let name: String = name
+                        .chars()
+                        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+                        .collect();
+                    let unique = if pieces.iter().any(|piece: &Piece| piece.name == name) {
+                        format!("{name}-{}", pieces.len())
+                    } else {
+                        name
+                    };
                     pieces.push(Piece { score, name: unique, path: path.clone(), licence: licence_near(&path) });
                 }
                 Err(error) => warnings.push(format!("{name}: {error}")),
@@ -185,7 +209,7 @@ fn arrangements_of(piece: usize, versions: usize) -> Vec<Option<&'static Arrange
     // Steps that share no factor with the table's length visit all of it.
     let step = 13;
     std::iter::once(None)
-        .chain((0..others).map(|version| Some(&ARRANGEMENTS[(piece * others + version) * step % ARRANGEMENTS.len()])))
+        .chain((0..others).map(|version| Some(arrangement::numbered((piece * others + version) * step))))
         .take(versions)
         .collect()
 }
@@ -196,7 +220,7 @@ fn render_piece(
     font_licence: Option<&str>,
     piece: &Piece,
     piece_index: usize,
-    known: &HashMap<String, Track>,
+    known: &BTreeMap<String, Track>,
 ) -> Result<Vec<Track>, DataError> {
     let mut tracks = Vec::new();
     for (version, arrangement) in arrangements_of(piece_index, options.versions).into_iter().enumerate() {
@@ -204,11 +228,11 @@ fn render_piece(
         let source = format!("render:{}:{style}:{version}:{}s:seed{}", piece.name, options.seconds, options.seed);
         let relative = PathBuf::from("audio").join(format!("{}-{version}-{style}.flac", piece.name));
         let path = options.out.join(&relative);
-        if let Some(track) = known.get(&source).filter(|track| track.dropped.is_none()) {
-            if sha256_of(&path).is_ok_and(|hash| hash == track.sha256) {
-                tracks.push(track.clone());
-                continue;
-            }
+        if let Some(track) = known.get(&source).filter(|track| track.dropped.is_none())
+            && sha256_of(&path).is_ok_and(|hash| hash == track.sha256)
+        {
+            tracks.push(track.clone());
+            continue;
         }
         let mut random = ChaCha8Rng::from_seed(*blake3::hash(source.as_bytes()).as_bytes());
         let whole = match arrangement {
@@ -238,14 +262,20 @@ fn render_piece(
     Ok(tracks)
 }
 
-fn bare_track(options: &RenderOptions, piece: &Piece, font_licence: Option<&str>, source: &str, path: PathBuf) -> Track {
+fn bare_track(
+    options: &RenderOptions,
+    piece: &Piece,
+    font_licence: Option<&str>,
+    source: &str,
+    path: PathBuf,
+) -> Track {
     let licence = options.licence.clone().or_else(|| match (piece.licence.as_deref(), font_licence) {
         (Some(score), Some(font)) if score != font => Some(format!("{score} AND {font}")),
         (score, font) => score.or(font).map(str::to_owned),
     });
     let file = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     // All versions of a piece stay together; about a twelfth of the pieces is held out.
-    let held_out = blake3::hash(piece.name.as_bytes()).as_bytes()[0] % 12 == 0;
+    let held_out = blake3::hash(piece.name.as_bytes()).as_bytes()[0].is_multiple_of(12);
     Track {
         id: id_of_source(source),
         path,
@@ -292,7 +322,11 @@ fn play(font: &Arc<SoundFont>, excerpt: &Performance, seconds: f64) -> Result<Au
     let mut clip = AudioClip { sample_rate: RATE, channels };
     let loudness = mambo_audio::measure(&clip);
     let peak = clip.channels.iter().flatten().fold(1e-6_f32, |peak, sample| peak.max(sample.abs()));
-    let wanted = if loudness.integrated_lufs.is_finite() { 10.0_f64.powf((TARGET_LUFS - loudness.integrated_lufs) / 20.0) as f32 } else { 1.0 };
+    let wanted = if loudness.integrated_lufs.is_finite() {
+        10.0_f64.powf((TARGET_LUFS - loudness.integrated_lufs) / 20.0) as f32
+    } else {
+        1.0
+    };
     let gain = wanted.min(PEAK / peak);
     let (fade_in, fade_out) = (RATE as usize / 200, RATE as usize / 20);
     for channel in &mut clip.channels {
@@ -312,7 +346,7 @@ mod tests {
 
     #[test]
     fn all_arrangements_are_used_and_a_piece_never_gets_one_twice() {
-        let mut counts = HashMap::new();
+        let mut counts = BTreeMap::new();
         for piece in 0..94 {
             let dealt = arrangements_of(piece, 4);
             assert_eq!((dealt.len(), dealt[0]), (4, None));
@@ -320,7 +354,7 @@ mod tests {
             assert!(names[0] != names[1] && names[1] != names[2] && names[0] != names[2]);
             names.into_iter().for_each(|name| *counts.entry(name).or_insert(0) += 1);
         }
-        assert_eq!(counts.len(), ARRANGEMENTS.len());
+        assert_eq!(counts.len(), arrangement::COUNT);
         assert!(counts.values().all(|&count| (7..=10).contains(&count)), "{counts:?}");
     }
 }

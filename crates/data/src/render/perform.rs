@@ -206,7 +206,9 @@ pub fn excerpt(performance: &Performance, seconds: f64, random: &mut ChaCha8Rng)
         let (all, pitched) = tuned(start, start + seconds);
         let early = tuned(start, start + seconds / 4.0).0;
         // Rather a full excerpt with a tune that begins at once than an introduction.
-        let worth = (all / (mean * seconds)).min(1.0) + (pitched / seconds).min(2.0) + (early / (mean * seconds / 4.0)).min(1.0);
+        let worth = (all / (mean * seconds)).min(1.0)
+            + (pitched / seconds).min(2.0)
+            + (early / (mean * seconds / 4.0)).min(1.0);
         if pitched >= seconds && best.is_none_or(|(known, _, _)| worth > known) {
             best = Some((worth, start, first));
         }
@@ -228,14 +230,15 @@ pub fn excerpt(performance: &Performance, seconds: f64, random: &mut ChaCha8Rng)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::render::arrangement::ARRANGEMENTS;
+    use crate::render::arrangement::all;
     use rand_chacha::rand_core::SeedableRng;
 
     fn piece() -> Score {
         let mut notes = Vec::new();
         for beat in 0..256_u32 {
             let start = f64::from(beat);
-            let tune = Note { beat: start, length: 0.8, channel: 0, key: 70 + [0, 2, 4, 7][beat as usize % 4], velocity: 90 };
+            let tune =
+                Note { beat: start, length: 0.8, channel: 0, key: 70 + [0, 2, 4, 7][beat as usize % 4], velocity: 90 };
             notes.push(tune);
             notes.push(Note { channel: 1, key: 36, ..tune });
             for key in [55, 59, 62] {
@@ -250,7 +253,7 @@ mod tests {
     #[test]
     fn every_arrangement_plays_its_own_instruments_in_range_and_tempo() {
         let score = piece();
-        for arrangement in ARRANGEMENTS {
+        for arrangement in all() {
             let mut random = ChaCha8Rng::seed_from_u64(5);
             let performance = arranged(&score, arrangement, &mut random);
             assert_eq!(performance, arranged(&score, arrangement, &mut ChaCha8Rng::seed_from_u64(5)));

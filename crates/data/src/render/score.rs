@@ -117,11 +117,8 @@ impl Score {
         let bpm = if self.has_grid && seconds > 0.0 {
             end * 60.0 / seconds
         } else {
-            let mut onsets: Vec<(f64, f64)> = self
-                .notes
-                .iter()
-                .map(|note| (self.seconds_at(note.beat), f64::from(note.velocity) / 127.0))
-                .collect();
+            let mut onsets: Vec<(f64, f64)> =
+                self.notes.iter().map(|note| (self.seconds_at(note.beat), f64::from(note.velocity) / 127.0)).collect();
             onsets.sort_by(|a, b| a.0.total_cmp(&b.0));
             tempo_of_onsets(&onsets)
         };
@@ -185,7 +182,12 @@ impl Score {
             }
         }
         heard.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(b.0)));
-        heard.into_iter().filter(|(_, weight)| *weight >= 0.06 * total).take(5).map(|(name, _)| name.to_owned()).collect()
+        heard
+            .into_iter()
+            .filter(|(_, weight)| *weight >= 0.06 * total)
+            .take(5)
+            .map(|(name, _)| name.to_owned())
+            .collect()
     }
 
     /// The key, where the notes leave little doubt.
@@ -250,7 +252,8 @@ fn tempo_of_onsets(onsets: &[(f64, f64)]) -> f64 {
 const MAJOR: [f64; 12] = [6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88];
 const MINOR: [f64; 12] = [6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17];
 /// Names of the pitch classes.
-pub(crate) const PITCH_NAMES: [&str; 12] = ["C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B"];
+pub(crate) const PITCH_NAMES: [&str; 12] =
+    ["C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B"];
 
 fn correlation(a: &[f64; 12], b: impl Fn(usize) -> f64) -> f64 {
     let mean_a = a.iter().sum::<f64>() / 12.0;
@@ -294,7 +297,8 @@ mod tests {
     #[test]
     fn keys_are_found_and_chromatic_noise_has_none() {
         let scale = [0, 2, 4, 5, 7, 9, 11, 12, 7, 4, 0];
-        let notes = |transpose: u8| scale.iter().enumerate().map(|(i, k)| note(i as f64, 1.0, 0, 60 + k + transpose)).collect();
+        let notes =
+            |transpose: u8| scale.iter().enumerate().map(|(i, k)| note(i as f64, 1.0, 0, 60 + k + transpose)).collect();
         let score = |transpose| Score { notes: notes(transpose), tempo: vec![(0.0, 120.0)], ..Score::default() };
         assert_eq!(score(0).key().as_deref(), Some("C major"));
         assert_eq!(score(9).key().as_deref(), Some("A major"));
@@ -304,8 +308,16 @@ mod tests {
     #[test]
     fn tempo_is_found_from_onsets_where_the_file_has_none() {
         // Eighth notes with strong beats at 140 bpm, written under a meaningless tempo.
-        let onset = |index: i32| Note { velocity: if index % 2 == 0 { 120 } else { 60 }, ..note(f64::from(index) * 30.0 / 140.0, 0.1, DRUMS, 36) };
-        let score = Score { notes: (0..200).map(onset).collect(), tempo: vec![(0.0, 60.0)], has_grid: false, ..Score::default() };
+        let onset = |index: i32| Note {
+            velocity: if index % 2 == 0 { 120 } else { 60 },
+            ..note(f64::from(index) * 30.0 / 140.0, 0.1, DRUMS, 36)
+        };
+        let score = Score {
+            notes: (0..200).map(onset).collect(),
+            tempo: vec![(0.0, 60.0)],
+            has_grid: false,
+            ..Score::default()
+        };
         let bpm = score.beats_per_minute();
         assert!((bpm - 140.0).abs() < 1.0 || (bpm - 70.0).abs() < 0.6, "{bpm}");
     }

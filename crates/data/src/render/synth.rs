@@ -61,7 +61,9 @@ pub fn play(font: &Arc<SoundFont>, score: &Score, rate: u32, seconds: f64) -> Re
         match *event {
             Event::Off(key) => synthesizer.note_off(channel, i32::from(key)),
             Event::On(key, velocity) => synthesizer.note_on(channel, i32::from(key), i32::from(velocity)),
-            Event::Change(ChangeKind::Program(program)) => synthesizer.process_midi_message(channel, 0xc0, i32::from(program), 0),
+            Event::Change(ChangeKind::Program(program)) => {
+                synthesizer.process_midi_message(channel, 0xc0, i32::from(program), 0)
+            }
             Event::Change(ChangeKind::Control(number, value)) => {
                 synthesizer.process_midi_message(channel, 0xb0, i32::from(number), i32::from(value));
             }

@@ -37,7 +37,8 @@ pub fn music_lumps(path: &Path, bytes: &[u8]) -> Result<Vec<Lump>, DataError> {
     let mut lumps = Vec::new();
     for index in 0..count {
         let entry = index.checked_mul(16).and_then(|offset| directory.checked_add(offset));
-        let entry = entry.and_then(|start| bytes.get(start..start.checked_add(16)?)).ok_or_else(|| cut("a cut directory"))?;
+        let entry =
+            entry.and_then(|start| bytes.get(start..start.checked_add(16)?)).ok_or_else(|| cut("a cut directory"))?;
         let name: String = entry[8..].iter().take_while(|&&byte| byte != 0).map(|&byte| char::from(byte)).collect();
         if !name.starts_with("D_") {
             continue;

@@ -89,15 +89,16 @@ pub(super) fn describe(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::render::arrangement::ARRANGEMENTS;
+    use crate::render::arrangement::all;
     use rand_chacha::rand_core::SeedableRng;
 
     #[test]
     fn at_least_three_different_phrasings_each() {
         let instruments = ["violin".to_owned(), "harp".to_owned()];
-        for arrangement in ARRANGEMENTS.iter().map(Some).chain([None]) {
+        for arrangement in all().map(Some).chain([None]) {
             let (captions, tags) = describe(&instruments, arrangement, &mut ChaCha8Rng::seed_from_u64(2));
-            let texts: std::collections::BTreeSet<&str> = captions.iter().map(|caption| caption.text.as_str()).collect();
+            let texts: std::collections::BTreeSet<&str> =
+                captions.iter().map(|caption| caption.text.as_str()).collect();
             assert!(texts.len() >= 3 && tags.contains(&"harp".to_owned()));
         }
         assert_eq!(list(&["a".into(), "b".into(), "c".into()]), "a, b and c");

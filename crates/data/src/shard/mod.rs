@@ -137,7 +137,14 @@ mod tests {
     fn plans(frames: usize) -> impl Strategy<Value = Vec<ItemPlan>> {
         let captions = prop::collection::vec(0..9_usize, 1..4);
         let one = (0..5_usize, 0..9_u32, 0..8_u32, 1..=frames, captions, any::<u16>()).prop_map(
-            |(track, segment, version, length, captions, fill)| ItemPlan { track, segment, version, length, captions, fill },
+            |(track, segment, version, length, captions, fill)| ItemPlan {
+                track,
+                segment,
+                version,
+                length,
+                captions,
+                fill,
+            },
         );
         prop::collection::vec(one, 1..12)
     }

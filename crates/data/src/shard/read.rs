@@ -66,7 +66,8 @@ impl<'a> Checker<'a> {
 
     /// Byte range of a tensor of the given type and shape (`None`: any length).
     fn tensor(&self, name: &str, dtype: Dtype, shape: &[Option<usize>]) -> Result<Range<usize>, DataError> {
-        let view = self.tensors.tensor(name).map_err(|error| self.fail(format!("a tensor `{name}`"), error.to_string()))?;
+        let view =
+            self.tensors.tensor(name).map_err(|error| self.fail(format!("a tensor `{name}`"), error.to_string()))?;
         let fits = view.shape().len() == shape.len()
             && view.shape().iter().zip(shape).all(|(found, wanted)| wanted.is_none_or(|wanted| wanted == *found));
         if view.dtype() != dtype || !fits {
@@ -157,8 +158,16 @@ impl Shard {
         check.u32s("segment", &segment)?;
         check.u32s("version", &version)?;
         check.check_below("caption_index", check.u32s("caption_index", &caption_index)?, header.captions.len())?;
-        check.check_offsets("caption_offsets", check.u32s("caption_offsets", &caption_offsets)?, caption_index.len() / 4)?;
-        check.check_offsets("text_offsets", check.u32s("text_offsets", &text_offsets)?, text_states.len() / 2 / spec.text_width)?;
+        check.check_offsets(
+            "caption_offsets",
+            check.u32s("caption_offsets", &caption_offsets)?,
+            caption_index.len() / 4,
+        )?;
+        check.check_offsets(
+            "text_offsets",
+            check.u32s("text_offsets", &text_offsets)?,
+            text_states.len() / 2 / spec.text_width,
+        )?;
         let code_values: &[u16] = bytemuck::try_cast_slice(&map[codes.clone()])
             .map_err(|error| check.fail("codes at an aligned place", error.to_string()))?;
         if let Some(code) = code_values.iter().find(|&&code| usize::from(code) >= spec.codec.cardinality) {

@@ -123,12 +123,17 @@ impl ShardWriter {
     ) -> Result<(), DataError> {
         let (levels, frames) = (self.header.spec.codec.levels, self.header.spec.frames);
         let length = codes.len() / levels;
-        if codes.is_empty() || codes.len() % levels != 0 || length > frames {
+        if codes.is_empty() || !codes.len().is_multiple_of(levels) || length > frames {
             let found = codes.len();
-            return Err(refuse(format!("{found} codes are not {levels} codebooks of 1 to {frames} frames ({length} whole frames)")));
+            return Err(refuse(format!(
+                "{found} codes are not {levels} codebooks of 1 to {frames} frames ({length} whole frames)"
+            )));
         }
         if let Some(code) = codes.iter().find(|&&code| usize::from(code) >= self.header.spec.codec.cardinality) {
-            return Err(refuse(format!("code {code} is outside the codebook of {}", self.header.spec.codec.cardinality)));
+            return Err(refuse(format!(
+                "code {code} is outside the codebook of {}",
+                self.header.spec.codec.cardinality
+            )));
         }
         if captions.is_empty() || captions.iter().any(|&caption| caption >= self.header.captions.len()) {
             return Err(refuse("an item needs at least one caption of this shard".into()));
@@ -161,9 +166,16 @@ impl ShardWriter {
         let header = serde_json::to_string(&self.header).map_err(|error| as_format(error.to_string()))?;
         let items = self.lengths.len();
         let spec = &self.header.spec;
-        let u32_view = |values: &'static str, data: &[u32]| (values, Dtype::U32, vec![data.len()], bytemuck::cast_slice::<u32, u8>(data).to_vec());
+        let u32_view = |values: &'static str, data: &[u32]| {
+            (values, Dtype::U32, vec![data.len()], bytemuck::cast_slice::<u32, u8>(data).to_vec())
+        };
         let tensors = [
-            ("codes", Dtype::U16, vec![items, spec.codec.levels, spec.frames], bytemuck::cast_slice(&self.codes).to_vec()),
+            (
+                "codes",
+                Dtype::U16,
+                vec![items, spec.codec.levels, spec.frames],
+                bytemuck::cast_slice(&self.codes).to_vec(),
+            ),
             u32_view("lengths", &self.lengths),
             u32_view("track", &self.track),
             u32_view("segment", &self.segment),

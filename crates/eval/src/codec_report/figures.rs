@@ -18,13 +18,19 @@ const CODEBOOK_USE: f64 = 0.70;
 
 pub(super) fn report(result: &CodecResult, players: Vec<Player>) -> Result<Report, EvalError> {
     let mut notes = vec![
-        format!("{} clips, {} s in all. FD: against the originals of the same clips.", result.clips, number(result.seconds)),
+        format!(
+            "{} clips, {} s in all. FD: against the originals of the same clips.",
+            result.clips,
+            number(result.seconds)
+        ),
         "Tags and FD over musicnn are Mambo's own proxies, not published metrics.".into(),
         "Tag cosine: mean tags of each clip; by patch: 3 s at a time; centred: after taking off the mean tags.".into(),
     ];
     let judged = result.codecs.iter().flat_map(|codec| &codec.levels).flat_map(|level| &level.judges);
     if judged.into_iter().any(|figures| !figures.frechet.reliable) {
-        notes.push(format!("Fewer than {RELIABLE_PATCHES} patches a side: FD is inflated, compare it within this table only."));
+        notes.push(format!(
+            "Fewer than {RELIABLE_PATCHES} patches a side: FD is inflated, compare it within this table only."
+        ));
     }
     let mut tables = vec![quality(result), octaves(result), codebooks(result), bars(result)];
     tables.retain(|table| !table.rows.is_empty());
@@ -40,9 +46,8 @@ pub(super) fn report(result: &CodecResult, players: Vec<Player>) -> Result<Repor
 
 fn quality(result: &CodecResult) -> FigureTable {
     let mut columns = vec!["codec", "levels", "mel distance", "chroma"];
-    let judges: Vec<&str> = first_level(result).map_or(Vec::new(), |level| {
-        level.judges.iter().map(|figures| figures.judge.as_str()).collect()
-    });
+    let judges: Vec<&str> = first_level(result)
+        .map_or(Vec::new(), |level| level.judges.iter().map(|figures| figures.judge.as_str()).collect());
     let headings: Vec<[String; 4]> = judges
         .iter()
         .map(|judge| ["tags", "by patch", "centred", "FD"].map(|figure| format!("{figure} ({judge})")))

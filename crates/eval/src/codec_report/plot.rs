@@ -8,13 +8,20 @@ use crate::EvalError;
 use crate::report::number;
 
 const SIZE: (u32, u32) = (960, 640);
-const COLOURS: [RGBColor; 5] =
-    [RGBColor(34, 102, 170), RGBColor(204, 102, 51), RGBColor(51, 136, 85), RGBColor(136, 68, 136), RGBColor(110, 110, 110)];
-const FLOOR_COLOUR: RGBColor = RGBColor(170, 170, 170);
+const COLOURS: [RGBColor; 5] = [
+    RGBColor(34, 102, 170),
+    RGBColor(204, 102, 51),
+    RGBColor(51, 136, 85),
+    RGBColor(136, 68, 136),
+    RGBColor(110, 110, 110),
+];
+const FLOOR_COLOUR: RGBColor = RGBColor(120, 120, 120);
 
 struct Panel {
     title: String,
     value: fn(&LevelFigures) -> f64,
+    /// Whether more is better: then the lower right corner is free for the legend, else the upper one.
+    rises: bool,
     /// Horizontal lines: name and height.
     floors: Vec<(&'static str, f64)>,
 }
@@ -44,22 +51,29 @@ fn panels(result: &CodecResult) -> [Panel; 4] {
         vec![("another clip", figures.tags.clip_shuffled), ("mean tags for all", figures.tags.clip_constant)]
     });
     [
-        Panel { title: format!("tag cosine ({judge})"), value: |l| l.judges[0].tags.clip, floors: tag_floors },
-        Panel { title: format!("FD from the originals ({judge})"), value: |l| l.judges[0].frechet.distance, floors: vec![] },
+        Panel {
+            title: format!("tag cosine ({judge})"),
+            value: |l| l.judges[0].tags.clip,
+            rises: true,
+            floors: tag_floors,
+        },
+        Panel {
+            title: format!("FD from the originals ({judge})"),
+            value: |l| l.judges[0].frechet.distance,
+            rises: false,
+            floors: vec![],
+        },
         Panel {
             title: "chroma correlation".into(),
             value: |l| l.chroma_correlation,
+            rises: true,
             floors: vec![("another clip", result.chroma_strangers)],
         },
-        Panel { title: "multi-scale mel distance".into(), value: |l| l.mel_distance, floors: vec![] },
+        Panel { title: "multi-scale mel distance".into(), value: |l| l.mel_distance, rises: false, floors: vec![] },
     ]
 }
 
-fn draw_panel(
-    cell: &DrawingArea<SVGBackend<'_>, Shift>,
-    panel: &Panel,
-    result: &CodecResult,
-) -> Result<(), String> {
+fn draw_panel(cell: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel, result: &CodecResult) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let all = result.codecs.iter().flat_map(|codec| &codec.levels);
     let most = all.clone().map(|level| level.levels).max().unwrap_or(1).max(2);
@@ -78,6 +92,7 @@ fn draw_panel(
         .configure_mesh()
         .disable_x_mesh()
         .light_line_style(TRANSPARENT)
+        .bold_line_style(BLACK.mix(0.07))
         .x_desc("levels decoded")
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| number(*y))
@@ -85,8 +100,14 @@ fn draw_panel(
         .map_err(|error| text(&error))?;
     for (name, height) in &panel.floors {
         let line = [(0.9, *height), (most as f64 * 1.1, *height)];
-        chart.draw_series(LineSeries::new(line, &FLOOR_COLOUR)).map_err(|error| text(&error))?;
-        let label = Text::new(format!("floor: {name}"), (1.0, *height + 0.1 * margin), ("sans-serif", 11).into_font().color(&FLOOR_COLOUR));
+        chart
+            .draw_series(DashedLineSeries::new(line, 5, 4, FLOOR_COLOUR.stroke_width(1)))
+            .map_err(|error| text(&error))?;
+        let label = Text::new(
+            format!("floor: {name}"),
+            (1.0, *height + 0.5 * margin),
+            ("sans-serif", 11).into_font().color(&FLOOR_COLOUR),
+        );
         chart.draw_series([label]).map_err(|error| text(&error))?;
     }
     for (codec, colour) in result.codecs.iter().zip(COLOURS.iter().cycle()) {
@@ -103,7 +124,7 @@ fn draw_panel(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(if panel.rises { SeriesLabelPosition::LowerRight } else { SeriesLabelPosition::UpperRight })
         .border_style(FLOOR_COLOUR)
         .background_style(WHITE.mix(0.8))
         .draw()

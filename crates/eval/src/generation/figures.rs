@@ -21,7 +21,9 @@ pub(super) fn report(result: &GenerationResult, players: Vec<Player>) -> Report 
         "KL: mean over pairs of a generated clip and the real clip of its caption.".into(),
     ];
     if result.systems.iter().any(|system| !system.comparison.frechet.reliable) {
-        notes.push(format!("Fewer than {RELIABLE_PATCHES} patches a side: FD is inflated, compare it within this table only."));
+        notes.push(format!(
+            "Fewer than {RELIABLE_PATCHES} patches a side: FD is inflated, compare it within this table only."
+        ));
     }
     if result.seconds < SHORTEST_SECONDS {
         notes.push(format!("Clips under {SHORTEST_SECONDS} s: structure figures say little."));
@@ -31,20 +33,26 @@ pub(super) fn report(result: &GenerationResult, players: Vec<Player>) -> Report 
     }
     let mut tables = vec![systems(result), structure(result), agreement(result), bars(result)];
     tables.retain(|table| !table.rows.is_empty());
-    Report {
-        title: "Generated music".into(),
-        notes,
-        tables,
-        plots: Vec::new(),
-        players,
-        figures: json!(result),
-    }
+    Report { title: "Generated music".into(), notes, tables, plots: Vec::new(), players, figures: json!(result) }
 }
 
 fn systems(result: &GenerationResult) -> FigureTable {
     let columns = [
-        "system", "clips", "FD", "FD 0..1", "KL gen||real", "KL real||gen", "structure", "prompt", "shuffled",
-        "copy median s", "copy longest s", "x real time", "silent", "clipped", "distinct",
+        "system",
+        "clips",
+        "FD",
+        "FD 0..1",
+        "KL gen||real",
+        "KL real||gen",
+        "structure",
+        "prompt",
+        "shuffled",
+        "copy median s",
+        "copy longest s",
+        "x real time",
+        "silent",
+        "clipped",
+        "distinct",
     ];
     let mut table = FigureTable::new("Systems", &columns);
     for system in &result.systems {

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::sound::encode_sound;
+use super::sound::{SOUND_TYPE, encode_sound};
 use super::{FigureTable, Player, Report};
 use crate::EvalError;
 use crate::spectrogram::spectrogram_bytes;
@@ -50,7 +50,10 @@ pub(super) fn render(report: &Report) -> Result<String, EvalError> {
         );
     }
     for group in report.players.chunk_by(|a, b| a.group == b.group) {
-        page.push_str(&format!("<section class=\"group\">\n<h3>{}</h3>\n<div class=\"clips\">\n", escape(&group[0].group)));
+        page.push_str(&format!(
+            "<section class=\"group\">\n<h3>{}</h3>\n<div class=\"clips\">\n",
+            escape(&group[0].group)
+        ));
         for player in group {
             add_player(player, &mut page)?;
         }
@@ -82,14 +85,13 @@ fn add_table(table: &FigureTable, page: &mut String) {
 
 fn add_player(player: &Player, page: &mut String) -> Result<(), EvalError> {
     let picture = STANDARD.encode(spectrogram_bytes(&player.samples, player.rate)?);
-    let (kind, sound) = encode_sound(&player.samples, player.rate);
+    let sound = STANDARD.encode(encode_sound(&player.samples, player.rate)?);
     page.push_str(&format!(
         "<figure>\n<figcaption><strong>{}</strong> {}</figcaption>\n\
          <img alt=\"spectrogram\" src=\"data:image/png;base64,{picture}\">\n\
-         <audio controls preload=\"none\" src=\"data:{kind};base64,{}\"></audio>\n</figure>\n",
+         <audio controls preload=\"none\" src=\"data:{SOUND_TYPE};base64,{sound}\"></audio>\n</figure>\n",
         escape(&player.title),
         escape(&player.caption),
-        STANDARD.encode(sound),
     ));
     Ok(())
 }

@@ -10,7 +10,7 @@ mod stream;
 pub use bands::BandLayout;
 pub use floor::FloorCodec;
 pub use flow::{FlowConfig, FlowNetwork, LEVEL_CHOICES, level_choice};
-pub use house::{Decoding, HouseCodec, HouseConfig, HouseError};
+pub use house::{Decoding, HouseCodec, HouseConfig, HouseError, with_context};
 pub use quantizer::ResidualQuantizer;
 pub use stream::HouseStream;
 

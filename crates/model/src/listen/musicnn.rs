@@ -103,7 +103,7 @@ impl std::fmt::Debug for Musicnn {
 }
 
 impl Musicnn {
-    /// Loads a converted tagger (`models/tagger/mtt.safetensors` or `msd.safetensors`).
+    /// Loads a converted tagger (`models/tiny/tagger/mtt.safetensors` or `msd.safetensors`).
     ///
     /// # Errors
     /// Any [`WeightsError`]; the metadata must say which of the two models it is.

@@ -6,7 +6,7 @@ use mambo_kernels::activation::{Activation, column_sums};
 use mambo_kernels::cross_entropy;
 use mambo_kernels::depthwise::Depthwise;
 use mambo_kernels::dropout::Dropout;
-use mambo_kernels::linear::{self, Matrix};
+use mambo_kernels::linear::{self, Matrix, Start};
 use mambo_kernels::norm::Norm;
 
 use super::{Operation, apply_1, apply_2, apply_3, from_vec, shape, values, width};
@@ -137,11 +137,11 @@ impl Operation for LinearOperation {
         let mut d_x = vec![0.0f32; values(&inputs[0]).len()];
         let mut d_weight = vec![0.0f32; values(&inputs[1]).len()];
         if self.turned {
-            linear::multiply(d_out, weight, &mut d_x, false);
-            linear::multiply(d_out.turned(), x, &mut d_weight, false);
+            linear::multiply(d_out, weight, &mut d_x, Start::Zero);
+            linear::multiply(d_out.turned(), x, &mut d_weight, Start::Zero);
         } else {
-            linear::multiply(d_out, weight.turned(), &mut d_x, false);
-            linear::multiply(x.turned(), d_out, &mut d_weight, false);
+            linear::multiply(d_out, weight.turned(), &mut d_x, Start::Zero);
+            linear::multiply(x.turned(), d_out, &mut d_weight, Start::Zero);
         }
         let mut results = vec![from_vec(d_x, shape(&inputs[0])), from_vec(d_weight, shape(&inputs[1]))];
         if let Some(bias) = inputs.get(2) {

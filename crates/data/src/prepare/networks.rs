@@ -1,0 +1,110 @@
+//! The networks that `mambo prepare` normally uses: the house codec, musicnn, MiniLM.
+
+use super::{PrepareOptions, PrepareSummary};
+use super::{Stages, TagStage, TextStage, prepare};
+use crate::error::DataError;
+use crate::progress::Report;
+use crate::shard::TextStates;
+use half::f16;
+use mambo_model::codec::{Codec, HouseCodec};
+use mambo_model::listen::musicnn::Musicnn;
+use mambo_model::text::minilm::{MiniLm, WIDTH};
+use std::path::Path;
+
+/// The networks, opened.
+pub struct Networks {
+    codec: HouseCodec,
+    codec_hash: String,
+    tagger: Option<(Musicnn, String)>,
+    text: MiniLm,
+}
+
+/// Seconds of sound that a codec is recognised by.
+const FINGERPRINT_SECONDS: usize = 4;
+
+/// A hash of what the codec's tokens mean: its codebooks and its tokens for a fixed sound. The decoder
+/// may be trained further without making prepared tokens useless.
+fn codec_fingerprint(codec: &HouseCodec) -> String {
+    let rate = codec.spec().sample_rate as usize;
+    let mut state = 1_u32;
+    let sound: Vec<f32> = (0..rate * FINGERPRINT_SECONDS)
+        .map(|index| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let noise = (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
+            let seconds = index as f32 / rate as f32;
+            // A rising tone over noise that comes and goes.
+            let tone = (seconds * (200.0 + 300.0 * seconds) * std::f32::consts::TAU).sin();
+            0.3 * tone + 0.4 * noise * (seconds * 3.0).fract()
+        })
+        .collect();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(format!("{:?}", codec.spec()).as_bytes());
+    hasher.update(bytemuck::cast_slice(codec.quantizer().vectors()));
+    hasher.update(bytemuck::cast_slice(&codec.encode(&sound).codes));
+    hasher.finalize().to_hex().to_string()
+}
+
+impl Networks {
+    /// Opens a codec folder, a tagger file (optional) and a text encoder folder.
+    ///
+    /// # Errors
+    /// One of them cannot be opened; the message says which and why.
+    pub fn open(codec: &Path, tagger: Option<&Path>, text: &Path) -> Result<Self, DataError> {
+        let fail = |stage, path: &Path, message: String| DataError::Stage {
+            stage,
+            subject: path.display().to_string(),
+            message,
+        };
+        let house = HouseCodec::load(codec).map_err(|error| fail("codec", codec, error.to_string()))?;
+        let tagger = match tagger {
+            None => None,
+            Some(path) => {
+                let network = Musicnn::load(path).map_err(|error| fail("tagger", path, error.to_string()))?;
+                Some((network, crate::fetch::sha256_of(path)?))
+            }
+        };
+        let encoder = MiniLm::load(text).map_err(|error| fail("text encoder", text, error.to_string()))?;
+        Ok(Self { codec_hash: codec_fingerprint(&house), codec: house, tagger, text: encoder })
+    }
+
+    /// Hash of what the codec's tokens mean, as it is written into shards.
+    #[must_use]
+    pub fn codec_hash(&self) -> &str {
+        &self.codec_hash
+    }
+
+    /// [`prepare`] with these networks.
+    ///
+    /// # Errors
+    /// As [`prepare`].
+    pub fn prepare(&self, options: &PrepareOptions, report: &mut Report<'_>) -> Result<PrepareSummary, DataError> {
+        let tag = |sound: &[f32]| self.tags(sound);
+        let text = |texts: &[&str]| Ok(self.states(texts));
+        let stages = Stages {
+            codec: &self.codec,
+            codec_hash: self.codec_hash.clone(),
+            tagger: self.tagger.is_some().then_some(&tag as &TagStage<'_>),
+            tagger_hash: self.tagger.as_ref().map(|(_, hash)| hash.clone()).unwrap_or_default(),
+            text: &text as &TextStage<'_>,
+            text_name: "all-MiniLM-L6-v2".into(),
+            text_hash: self.text.identity().to_owned(),
+            text_width: WIDTH,
+        };
+        prepare(options, &stages, report)
+    }
+
+    /// Mean probabilities; nothing for sound too short for the tagger.
+    fn tags(&self, sound: &[f32]) -> Result<Vec<(String, f32)>, String> {
+        let Some((tagger, _)) = &self.tagger else { return Ok(Vec::new()) };
+        let means = tagger.analyse(sound).mean_tags().unwrap_or_default();
+        Ok(tagger.tag_names().iter().map(|name| (*name).to_owned()).zip(means).collect())
+    }
+
+    fn states(&self, texts: &[&str]) -> Vec<TextStates> {
+        let encoded = self.text.encode(texts);
+        encoded
+            .into_iter()
+            .map(|text| TextStates { states: text.states.into_iter().map(f16::from_f32).collect() })
+            .collect()
+    }
+}

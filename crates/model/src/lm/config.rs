@@ -1,0 +1,262 @@
+//! Shapes of the language model and its fresh parameters.
+
+use serde::{Deserialize, Serialize};
+
+use crate::backbone::Simba;
+use crate::parameters::{Initialiser, Parameters, Role};
+use crate::ssm::Mamba2Config;
+use crate::tokens::DelayPattern;
+
+/// How hidden states become logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Head {
+    /// A table of its own per codebook.
+    Free,
+    /// The input embedding, after a learned square projection per codebook.
+    Tied,
+    /// A table of rank d_model / 4 per codebook.
+    Factored,
+}
+
+/// Everything that decides the shapes of the model. Unknown keys are errors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LmConfig {
+    /// Codebooks modelled, counted from the codec's first (kappa).
+    pub codebooks: usize,
+    /// Delay of each codebook in columns; one entry per codebook.
+    pub delays: Vec<usize>,
+    /// Codes per codebook.
+    pub cardinality: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// State entries per channel of a Mamba-2 layer.
+    pub d_state: usize,
+    /// Channels per head of a Mamba-2 layer.
+    pub head_dim: usize,
+    /// Inner width of a Mamba-2 layer as a multiple of `d_model`.
+    #[serde(default = "two")]
+    pub expand: usize,
+    /// Frames per chunk of the scan; changes speed, never results.
+    #[serde(default = "sixty_four")]
+    pub chunk: usize,
+    /// Width of the feed-forward layers as a multiple of `d_model`.
+    #[serde(default = "two")]
+    pub ff_multiple: usize,
+    /// Width of the text encoder's states.
+    pub text_width: usize,
+    /// Learned tokens that stand for "no caption".
+    #[serde(default = "one")]
+    pub null_tokens: usize,
+    /// How hidden states become logits.
+    pub head: Head,
+    /// Width of the codec's centroid vectors used by embeddings and heads; 0 uses none.
+    #[serde(default)]
+    pub codec_width: usize,
+    /// A learned gate per codebook that raises the logit of the code just heard.
+    #[serde(default)]
+    pub same_again: bool,
+}
+
+fn one() -> usize {
+    1
+}
+fn two() -> usize {
+    2
+}
+fn sixty_four() -> usize {
+    64
+}
+
+/// A rule of [`LmConfig`] that was broken.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum LmConfigError {
+    /// A size is zero.
+    #[error("model.{0} must be at least 1")]
+    Zero(&'static str),
+    /// The heads do not divide the inner width.
+    #[error("model.head_dim = {head_dim} must divide expand * d_model = {inner}")]
+    HeadDim {
+        /// Channels per head.
+        head_dim: usize,
+        /// Inner width.
+        inner: usize,
+    },
+    /// The number of delays is not the number of codebooks.
+    #[error("model.delays has {found} entries, model.codebooks is {expected}")]
+    Delays {
+        /// Codebooks.
+        expected: usize,
+        /// Delays.
+        found: usize,
+    },
+    /// Codes are stored in 16 bits and the special token needs one more value.
+    #[error("model.cardinality = {0} must be at most 65535")]
+    Cardinality(usize),
+    /// Vectors were given that the configuration does not ask for, or the other way round.
+    #[error("model.codec_width = {codec_width} needs {expected} centroid values, {found} were given")]
+    CodecVectors {
+        /// Width asked for.
+        codec_width: usize,
+        /// Values needed: codebooks * cardinality * codec_width.
+        expected: usize,
+        /// Values given.
+        found: usize,
+    },
+}
+
+impl LmConfig {
+    /// Checks the rules that types cannot.
+    pub fn validate(&self) -> Result<(), LmConfigError> {
+        let sizes = [
+            ("codebooks", self.codebooks),
+            ("cardinality", self.cardinality),
+            ("d_model", self.d_model),
+            ("layers", self.layers),
+            ("d_state", self.d_state),
+            ("head_dim", self.head_dim),
+            ("expand", self.expand),
+            ("chunk", self.chunk),
+            ("ff_multiple", self.ff_multiple),
+            ("text_width", self.text_width),
+            ("null_tokens", self.null_tokens),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(LmConfigError::Zero(name));
+        }
+        let inner = self.expand * self.d_model;
+        if !inner.is_multiple_of(self.head_dim) {
+            return Err(LmConfigError::HeadDim { head_dim: self.head_dim, inner });
+        }
+        if self.delays.len() != self.codebooks {
+            return Err(LmConfigError::Delays { expected: self.codebooks, found: self.delays.len() });
+        }
+        if self.cardinality > usize::from(u16::MAX) {
+            return Err(LmConfigError::Cardinality(self.cardinality));
+        }
+        Ok(())
+    }
+
+    /// Sizes of the Mamba-2 layers.
+    pub fn mixer(&self) -> Mamba2Config {
+        Mamba2Config {
+            d_model: self.d_model,
+            d_state: self.d_state,
+            expand: self.expand,
+            head_dim: self.head_dim,
+            chunk: self.chunk,
+        }
+    }
+
+    /// The delay pattern.
+    pub fn pattern(&self) -> DelayPattern {
+        DelayPattern::new(self.delays.clone())
+    }
+
+    /// The special token: start of sequence and delay filler.
+    pub fn special(&self) -> u16 {
+        self.cardinality as u16
+    }
+
+    fn head_rank(&self) -> usize {
+        (self.d_model / 4).max(1)
+    }
+
+    /// Fresh parameters. `codec_vectors` is row-major `[codebooks, cardinality, codec_width]`, empty when
+    /// `codec_width` is 0; each codebook is centred and scaled to unit mean square length.
+    pub fn init(&self, codec_vectors: &[f32], draw: &mut Initialiser) -> Result<Parameters, LmConfigError> {
+        self.validate()?;
+        let expected = self.codebooks * self.cardinality * self.codec_width;
+        if codec_vectors.len() != expected {
+            return Err(LmConfigError::CodecVectors {
+                codec_width: self.codec_width,
+                expected,
+                found: codec_vectors.len(),
+            });
+        }
+        let (width, codes) = (self.d_model, self.cardinality);
+        let mut all = Parameters::new();
+        all.push(
+            "condition_linear.weight",
+            &[width, self.text_width],
+            Role::Decayed,
+            draw.fan_in(width * self.text_width, self.text_width),
+        );
+        all.push("condition_linear.bias", &[width], Role::Free, vec![0.0; width]);
+        all.push("condition_norm.weight", &[width], Role::Free, vec![1.0; width]);
+        all.push("condition_norm.bias", &[width], Role::Free, vec![0.0; width]);
+        all.push("null_prefix", &[self.null_tokens, width], Role::Free, draw.normal(self.null_tokens * width, 1.0));
+        let deviation = 0.5 / (width as f32).sqrt();
+        for k in 0..self.codebooks {
+            all.push(
+                format!("embedding.{k}.weight"),
+                &[codes + 1, width],
+                Role::Decayed,
+                draw.normal((codes + 1) * width, deviation),
+            );
+            match self.head {
+                Head::Free => all.push(
+                    format!("lm_head.{k}.weight"),
+                    &[codes, width],
+                    Role::Decayed,
+                    draw.normal(codes * width, deviation),
+                ),
+                Head::Tied => {
+                    let identity =
+                        (0..width * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
+                    // Decay would pull it to zero, not to the identity.
+                    all.push(format!("lm_head.{k}.projection"), &[width, width], Role::Free, identity);
+                }
+                Head::Factored => {
+                    let rank = self.head_rank();
+                    all.push(
+                        format!("lm_head.{k}.codes"),
+                        &[codes, rank],
+                        Role::Decayed,
+                        draw.normal(codes * rank, 0.5 / (rank as f32).sqrt()),
+                    );
+                    all.push(
+                        format!("lm_head.{k}.directions"),
+                        &[rank, width],
+                        Role::Decayed,
+                        draw.normal(rank * width, 1.0 / (width as f32).sqrt()),
+                    );
+                }
+            }
+            all.push(format!("lm_head.{k}.bias"), &[codes], Role::Free, vec![0.0; codes]);
+            if self.codec_width > 0 {
+                let size = codes * self.codec_width;
+                let vectors = normalised(&codec_vectors[k * size..(k + 1) * size], self.codec_width);
+                all.push(format!("codec_vectors.{k}"), &[codes, self.codec_width], Role::Buffer, vectors);
+                let map = &[self.codec_width, width];
+                let count = self.codec_width * width;
+                all.push(format!("codec_embedding.{k}"), map, Role::Decayed, draw.normal(count, deviation));
+                all.push(format!("codec_head.{k}"), map, Role::Decayed, vec![0.0; count]);
+            }
+            if self.same_again {
+                all.push(format!("same_again.{k}.weight"), &[1, width], Role::Free, vec![0.0; width]);
+                all.push(format!("same_again.{k}.bias"), &[1], Role::Free, vec![0.0]);
+            }
+        }
+        Simba::init(&self.mixer(), self.layers, self.ff_multiple * width, draw, &mut all);
+        Ok(all)
+    }
+}
+
+/// Centres the rows and scales them to a mean square length of one.
+fn normalised(vectors: &[f32], width: usize) -> Vec<f32> {
+    let rows = vectors.len() / width;
+    let mut mean = vec![0.0_f64; width];
+    for row in vectors.chunks_exact(width) {
+        row.iter().zip(&mut mean).for_each(|(&value, sum)| *sum += f64::from(value) / rows as f64);
+    }
+    let mut out: Vec<f32> =
+        vectors.iter().enumerate().map(|(i, &value)| (f64::from(value) - mean[i % width]) as f32).collect();
+    let square: f64 = out.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>() / rows as f64;
+    let scale = if square > 0.0 { (1.0 / square.sqrt()) as f32 } else { 0.0 };
+    out.iter_mut().for_each(|value| *value *= scale);
+    out
+}

@@ -1,0 +1,108 @@
+//! `mambo eval codec`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use mambo_data::{Manifest, Split};
+use mambo_eval::codec_report::{CodecSettings, NamedCodec, TestClip, codec_report, write_spectrograms};
+use mambo_eval::{Judge, MusicnnJudge};
+use mambo_model::codec::{Codec, HouseCodec};
+use mambo_train::codec::CodecExperiment;
+use mambo_train::run::read_toml;
+
+use super::{Common, clip_name, cut, places, seconds, spinner, split, step};
+
+/// Flags of `mambo eval codec`.
+#[derive(Debug, Args)]
+pub struct CodecArguments {
+    /// Codec folder.
+    codec: PathBuf,
+    /// Corpus: folder or manifest file.
+    #[arg(long, value_name = "DIR")]
+    corpus: PathBuf,
+    /// Experiment file of the codec: fits the k-means floor codec to the same training music.
+    #[arg(long, value_name = "FILE")]
+    floor: Option<PathBuf>,
+    /// Only these licence tiers.
+    #[arg(long, value_delimiter = ',')]
+    tiers: Vec<String>,
+    /// Part of the corpus.
+    #[arg(long, default_value = "test", value_parser = split)]
+    split: Split,
+    /// Most clips.
+    #[arg(long, default_value_t = 60)]
+    clips: usize,
+    /// Length of a clip in seconds.
+    #[arg(long, default_value_t = 30.0, value_parser = seconds)]
+    seconds: f64,
+    /// Second judge (musicnn MTT, the tagger of captions), reported beside the first.
+    #[arg(long, value_name = "FILE")]
+    second_judge: Option<PathBuf>,
+    /// Write the plot.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    /// Write spectrograms of originals and reconstructions.
+    #[arg(long, value_name = "DIR")]
+    spectrograms: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl CodecArguments {
+    /// Judges the codec.
+    pub fn run(self) -> Result<ExitCode> {
+        let bar = spinner();
+        let codec = HouseCodec::load(&self.codec)?;
+        let rate = codec.spec().sample_rate;
+        let judge = self.common.judge(Some(&self.codec))?;
+        let second = match &self.second_judge {
+            Some(path) => Some(
+                MusicnnJudge::load("musicnn MTT", path)
+                    .with_context(|| format!("--second-judge {}", path.display()))?,
+            ),
+            None => None,
+        };
+        let manifest = Manifest::load(&self.corpus)?;
+        let places = places(&manifest, self.split, &self.tiers, self.seconds, self.clips);
+        if places.is_empty() {
+            bail!(
+                "{}: no track of the split {} is as long as {} s",
+                self.corpus.display(),
+                self.split.name(),
+                self.seconds
+            );
+        }
+        let clips: Vec<TestClip> = places
+            .iter()
+            .zip(cut(&manifest, &places, self.seconds, rate, &bar)?)
+            .map(|((track, segment), samples)| TestClip { id: clip_name(&manifest, *track, *segment), samples })
+            .collect();
+        let floor = match &self.floor {
+            Some(path) => {
+                let mut experiment: CodecExperiment = read_toml(path)?;
+                experiment.manifest.clone_from(&self.corpus);
+                step(&bar)("fitting the k-means codec");
+                Some(mambo_train::codec::floor(&experiment)?)
+            }
+            None => None,
+        };
+        let mut codecs = vec![NamedCodec { name: codec.spec().name.clone(), codec: &codec }];
+        if let Some(floor) = &floor {
+            codecs.push(NamedCodec { name: floor.spec().name.clone(), codec: floor });
+        }
+        let mut judges: Vec<&dyn Judge> = vec![&judge];
+        judges.extend(second.as_ref().map(|judge| judge as &dyn Judge));
+        let settings = CodecSettings { seed: self.common.seed, draws: self.common.draws(), ..CodecSettings::default() };
+        let (_, report) = codec_report(&codecs, &clips, &judges, &settings, &mut step(&bar))?;
+        bar.finish_and_clear();
+        if let Some(folder) = &self.spectrograms {
+            write_spectrograms(&report, folder)?;
+        }
+        if let (Some(path), Some(plot)) = (&self.plot, report.plots.first()) {
+            std::fs::write(path, &plot.svg).with_context(|| path.display().to_string())?;
+        }
+        self.common.deliver(&report)
+    }
+}

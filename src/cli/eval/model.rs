@@ -1,0 +1,222 @@
+//! `mambo eval model`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use indicatif::ProgressBar;
+use mambo_audio::limiter::Limiter;
+use mambo_data::shard::Shard;
+use mambo_data::{Manifest, Split};
+use mambo_eval::error::SystemError;
+use mambo_eval::floors::uniform_tokens;
+use mambo_eval::generation::{Generated, RealClip, Role, Settings, Setup, System, evaluate};
+use mambo_eval::prompts::{fixed_prompts, parse_prompts};
+use mambo_model::bundle::Bundle;
+use mambo_model::codec::{Codec, HouseCodec};
+use mambo_model::random;
+use mambo_model::tokens::CodecSpec;
+use mambo_train::bigram::KneserNeyBigram;
+
+use super::super::generate::default_model;
+use super::{Common, clip_name, cut, places, seconds, spinner, step};
+
+/// Ceiling of true peaks in what `generate` writes, dBFS.
+const CEILING: f32 = -1.0;
+
+/// Flags of `mambo eval model`.
+#[derive(Debug, Args)]
+pub struct ModelArguments {
+    /// Model folder; by default models/tiny.
+    model: Option<PathBuf>,
+    /// Corpus: folder or manifest file with the real music.
+    #[arg(long, value_name = "DIR")]
+    corpus: PathBuf,
+    /// Prepared shards: captions of the test split, tokens of the training split.
+    #[arg(long, value_name = "DIR")]
+    shards: PathBuf,
+    /// Length of a segment as given to `mambo prepare`.
+    #[arg(long, default_value_t = 30.0, value_parser = seconds)]
+    segment_seconds: f64,
+    /// Length of the clips in seconds.
+    #[arg(long, default_value_t = 30.0, value_parser = seconds)]
+    seconds: f64,
+    /// Clips of each system.
+    #[arg(long, default_value_t = 64)]
+    clips: usize,
+    /// Prompts in lines `tag<TAB>prompt` instead of the fixed ones.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Seeds a prompt; 0 leaves the prompts out.
+    #[arg(long, default_value_t = 4)]
+    prompt_seeds: usize,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// First caption of every unaltered segment, by track id and segment.
+fn captions(shards: &[Shard], split: Split) -> BTreeMap<(String, usize), String> {
+    let mut found = BTreeMap::new();
+    for shard in shards {
+        for item in (0..shard.len()).map(|index| shard.item(index)) {
+            if item.track.split == split && item.version == 0 {
+                let text = shard.header().captions[item.captions[0] as usize].text.clone();
+                found.insert((item.track.id.clone(), item.segment as usize), text);
+            }
+        }
+    }
+    found
+}
+
+/// First-codebook tokens of the training split, an item each.
+fn training_tokens(shards: &[Shard]) -> Vec<&[u16]> {
+    let items = shards.iter().flat_map(|shard| (0..shard.len()).map(|index| shard.item(index)));
+    items.filter(|item| item.track.split == Split::Train).map(|item| &item.codes_kt[..item.length]).collect()
+}
+
+/// Frames of K codes become sound the way `generate` makes it: streamed, limited.
+fn render(
+    codec: &HouseCodec,
+    frames: impl Iterator<Item = Vec<u16>>,
+    levels: usize,
+    seed: u64,
+    seconds: f64,
+) -> Generated {
+    let rate = codec.spec().sample_rate;
+    let mut limiter = Limiter::new(rate, CEILING);
+    let mut stream = codec.stream(levels, seed);
+    let (mut samples, mut level_one) = (Vec::new(), Vec::new());
+    for frame in frames {
+        level_one.push(frame[0]);
+        samples.extend(limiter.push(&stream.push(&frame)));
+    }
+    samples.extend(limiter.push(&stream.finish()));
+    samples.extend(limiter.finish());
+    samples.truncate((seconds * f64::from(rate)) as usize);
+    Generated { samples, level_one }
+}
+
+impl ModelArguments {
+    /// Judges the model.
+    pub fn run(self) -> Result<ExitCode> {
+        let bar = spinner();
+        let folder = self.model.clone().map_or_else(default_model, Ok)?;
+        let bundle = Bundle::open(&folder)?;
+        let judge = self.common.judge(Some(&folder))?;
+        let shards = Shard::open_folder(&self.shards)?;
+        let training = training_tokens(&shards);
+        let real = self.real_clips(&shards, bundle.codec(), &bar)?;
+        let spec = bundle.codec().spec().clone();
+        let settings = Settings {
+            seconds: self.seconds,
+            clips: self.clips,
+            seed: self.common.seed,
+            draws: self.common.draws(),
+            prompts: match &self.prompts {
+                Some(path) => {
+                    let text =
+                        std::fs::read_to_string(path).with_context(|| format!("--prompts {}", path.display()))?;
+                    parse_prompts(&text)
+                        .map_err(|line| anyhow!("--prompts {}: line {line} is not tag<TAB>prompt", path.display()))?
+                }
+                None => fixed_prompts(),
+            },
+            prompt_seeds: self.prompt_seeds,
+            ..Settings::default()
+        };
+        let setup = Setup {
+            sample_rate: spec.sample_rate,
+            frame_rate: spec.frame_rate(),
+            real: &real,
+            training: &training,
+            judge: &judge,
+            settings,
+        };
+        let mut systems = systems(&bundle, &real, &training, &spec);
+        let (_, report) = evaluate(&mut systems, &setup, &mut step(&bar))?;
+        bar.finish_and_clear();
+        self.common.deliver(&report)
+    }
+
+    /// Real test segments with the captions they were given in the shards.
+    fn real_clips(&self, shards: &[Shard], codec: &HouseCodec, bar: &ProgressBar) -> Result<Vec<RealClip>> {
+        let manifest = Manifest::load(&self.corpus)?;
+        let captions = captions(shards, Split::Test);
+        let mut places = places(&manifest, Split::Test, &[], self.segment_seconds, usize::MAX);
+        places.retain(|(track, segment)| captions.contains_key(&(manifest.tracks[*track].id.clone(), *segment)));
+        if places.is_empty() {
+            bail!(
+                "no test segment of {} has a caption in {}; prepare this corpus, with --segment-seconds as then",
+                self.corpus.display(),
+                self.shards.display()
+            );
+        }
+        let count = places.len().min(self.clips);
+        let places: Vec<(usize, usize)> = (0..count).map(|n| places[n * places.len() / count]).collect();
+        let sounds = cut(&manifest, &places, self.segment_seconds, codec.spec().sample_rate, bar)?;
+        let clip = |((track, segment), samples): (&(usize, usize), Vec<f32>)| RealClip {
+            id: clip_name(&manifest, *track, *segment),
+            caption: captions[&(manifest.tracks[*track].id.clone(), *segment)].clone(),
+            level_one: codec.encode(&samples).row(0).to_vec(),
+            samples,
+        };
+        Ok(places.iter().zip(sounds).map(clip).collect())
+    }
+}
+
+/// The model, the bigram over first-codebook tokens, uniform tokens, and the real tokens decoded; all but the bigram
+/// with as many codebooks as the model writes.
+fn systems<'a>(bundle: &'a Bundle, real: &'a [RealClip], training: &[&[u16]], spec: &CodecSpec) -> Vec<System<'a>> {
+    let levels = bundle.language().file.model.codebooks;
+    let codec = bundle.codec();
+    let spec = CodecSpec { levels, ..spec.clone() };
+    let bigram = KneserNeyBigram::fit(training, spec.cardinality);
+    let system = |name: String, role, generate| System { name, role, reads_text: role == Role::Model, generate };
+    let (model_spec, bigram_spec) = (spec.clone(), spec.clone());
+    vec![
+        system(
+            "model".into(),
+            Role::Model,
+            Box::new(move |request| {
+                let prompt = request.prompt.trim();
+                let states = (!prompt.is_empty()).then(|| bundle.text().encode(&[prompt]).remove(0));
+                let language = bundle.language();
+                let text = states.as_ref().map(|s| s.states.as_slice());
+                let frames =
+                    language.generate(text, &language.file.sampling, request.seed).map_err(SystemError::from)?;
+                let frames = frames.take(model_spec.frames_for(request.seconds));
+                Ok(render(codec, frames, levels, request.seed, request.seconds))
+            }),
+        ),
+        system(
+            "bigram, 1 level".into(),
+            Role::Bigram,
+            Box::new(move |request| {
+                let mut rng = random::stream(request.seed, "bigram", 0);
+                let codes = bigram.sample(bigram_spec.frames_for(request.seconds), &mut rng);
+                Ok(render(codec, codes.into_iter().map(|code| vec![code]), 1, request.seed, request.seconds))
+            }),
+        ),
+        system(
+            "uniform tokens".into(),
+            Role::Uniform,
+            Box::new(move |request| {
+                let tokens = uniform_tokens(&spec, spec.frames_for(request.seconds), request.seed);
+                let frames = (0..tokens.frames).map(|t| tokens.frame(t));
+                Ok(render(codec, frames, levels, request.seed, request.seconds))
+            }),
+        ),
+        system(
+            "real tokens".into(),
+            Role::Ceiling,
+            Box::new(move |request| {
+                let clip = request.real.map(|index| &real[index]).ok_or("real tokens need a real clip")?;
+                let tokens = codec.encode(&clip.samples);
+                let frames = (0..tokens.frames).map(|t| tokens.frame(t)[..levels].to_vec());
+                Ok(render(codec, frames, levels, request.seed, request.seconds))
+            }),
+        ),
+    ]
+}
