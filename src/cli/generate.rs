@@ -19,7 +19,9 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Flags of `mambo generate`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mambo generate \"calm piano over soft strings\" -o piano.wav\n  mambo generate \"fast techno\" --count 3 --seed 7 -o techno.flac    (techno-1.flac, techno-2.flac, techno-3.flac)\n  mambo generate --prompts prompts.txt --seconds 20 -o clips/\n  mambo generate \"dark ambient\" -o - | aplay")]
+#[command(
+    after_help = "Examples:\n  mambo generate \"calm piano over soft strings\" -o piano.wav\n  mambo generate \"fast techno\" --count 3 --seed 7 -o techno.flac    (techno-1.flac, techno-2.flac, techno-3.flac)\n  mambo generate --prompts prompts.txt --seconds 20 -o clips/\n  mambo generate \"dark ambient\" -o - | aplay"
+)]
 pub struct GenerateArguments {
     /// What it should sound like; several prompts make several clips.
     prompt: Vec<String>,
@@ -145,7 +147,10 @@ impl GenerateArguments {
             let prompt = &prompts[index / self.count as usize];
             let clip = self.make(&bundle, prompt, base.wrapping_add(index as u64), target)?;
             if !self.json && target.as_os_str() != "-" {
-                print(format!("{}  {:.1} s in {:.1} s, seed {}", clip.file, clip.seconds, clip.wall_seconds, clip.seed))?;
+                print(format!(
+                    "{}  {:.1} s in {:.1} s, seed {}",
+                    clip.file, clip.seconds, clip.wall_seconds, clip.seed
+                ))?;
             }
             made.push(clip);
             if INTERRUPTED.load(Ordering::SeqCst) {
@@ -163,7 +168,8 @@ impl GenerateArguments {
         if let Some(path) = &self.prompts {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("--prompts {}: cannot be read as UTF-8 text", path.display()))?;
-            prompts.extend(text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(String::from));
+            prompts
+                .extend(text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(String::from));
         }
         if prompts.is_empty() {
             bail!("no prompt; give one in quotes, or a file with --prompts (\"\" makes music of any kind)");
@@ -190,13 +196,15 @@ impl GenerateArguments {
         }
         let is_folder = output.is_dir() || output.as_os_str().to_string_lossy().ends_with(['/', '\\']);
         let targets: Vec<PathBuf> = if is_folder {
-            std::fs::create_dir_all(&output).with_context(|| format!("-o {}: cannot make the folder", output.display()))?;
+            std::fs::create_dir_all(&output)
+                .with_context(|| format!("-o {}: cannot make the folder", output.display()))?;
             (1..=count).map(|n| output.join(format!("clip-{n:03}.{}", self.extension()))).collect()
         } else if count == 1 {
             vec![output]
         } else {
             let stem = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let extension = output.extension().map_or(self.extension().to_owned(), |e| e.to_string_lossy().into_owned());
+            let extension =
+                output.extension().map_or(self.extension().to_owned(), |e| e.to_string_lossy().into_owned());
             (1..=count).map(|n| output.with_file_name(format!("{stem}-{n}.{extension}"))).collect()
         };
         if let Some(taken) = targets.iter().find(|t| t.exists() && !self.force) {
@@ -292,6 +300,9 @@ pub fn default_model() -> Result<PathBuf> {
         .map(|folder| folder.join("models").join("tiny"))
         .find(|folder| folder.join(mambo_model::generate::CONFIG_FILE).exists());
     found.with_context(|| {
-        format!("no model found: looked for models/tiny in and above {}; give a model folder with --model", here.display())
+        format!(
+            "no model found: looked for models/tiny in and above {}; give a model folder with --model",
+            here.display()
+        )
     })
 }

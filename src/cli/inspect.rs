@@ -18,7 +18,9 @@ use super::{print, print_json};
 
 /// Flags of `mambo inspect`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mambo inspect models/tiny\n  mambo inspect corpus/manifest.jsonl\n  mambo inspect song.ogg --json")]
+#[command(
+    after_help = "Examples:\n  mambo inspect models/tiny\n  mambo inspect corpus/manifest.jsonl\n  mambo inspect song.ogg --json"
+)]
 pub struct InspectArguments {
     /// A model or codec folder, a manifest, a shard, any safetensors file, or a sound file.
     path: PathBuf,
@@ -112,7 +114,9 @@ fn codec(path: &Path) -> Result<Value> {
 
 fn manifest(path: &Path) -> Result<Value> {
     let manifest = Manifest::load(path)?;
-    Ok(json!({"kind": "manifest", "tracks": manifest.tracks.len(), "summary": serde_json::to_value(manifest.summary())?}))
+    Ok(
+        json!({"kind": "manifest", "tracks": manifest.tracks.len(), "summary": serde_json::to_value(manifest.summary())?}),
+    )
 }
 
 fn shard_facts(shard: &Shard) -> Value {

@@ -17,7 +17,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 /// Open text-to-music with state-space models.
 #[derive(Debug, Parser)]
 #[command(name = "mambo", version, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "Examples:\n  mambo generate \"calm piano over soft strings\" -o piano.wav\n  mambo generate \"fast techno\" --seconds 60 --seed 7 -o techno.flac\n  mambo data fetch debian --tier a -o corpus\n\nExit codes: 0 done, 1 failed or something was skipped, 2 wrong usage.")]
+#[command(
+    after_help = "Examples:\n  mambo generate \"calm piano over soft strings\" -o piano.wav\n  mambo generate \"fast techno\" --seconds 60 --seed 7 -o techno.flac\n  mambo data fetch debian --tier a -o corpus\n\nExit codes: 0 done, 1 failed or something was skipped, 2 wrong usage."
+)]
 pub struct Arguments {
     /// Tell more (twice: everything).
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]

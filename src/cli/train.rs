@@ -25,7 +25,9 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 /// `mambo train`.
 #[derive(Debug, Subcommand)]
-#[command(after_help = "Examples:\n  mambo train codec configs/codec-tiny.toml -o runs/codec\n  mambo train lm configs/lm-tiny.toml -o runs/lm --codec runs/codec/codec\n\nA run that was interrupted goes on when the same command is given again.")]
+#[command(
+    after_help = "Examples:\n  mambo train codec configs/codec-tiny.toml -o runs/codec\n  mambo train lm configs/lm-tiny.toml -o runs/lm --codec runs/codec/codec\n\nA run that was interrupted goes on when the same command is given again."
+)]
 pub enum TrainCommand {
     /// The codec: fits the tokeniser, then trains its decoder.
     Codec(CodecArguments),
@@ -105,7 +107,10 @@ impl LmArguments {
         let vectors = match &self.codec {
             Some(folder) => {
                 let codec = HouseCodec::load(folder)?;
-                Some(CodecVectors { values: codec.quantizer().vectors().to_vec(), width: codec.quantizer().dimension() })
+                Some(CodecVectors {
+                    values: codec.quantizer().vectors().to_vec(),
+                    width: codec.quantizer().dimension(),
+                })
             }
             None => None,
         };
@@ -134,7 +139,9 @@ impl LmArguments {
                 .iter()
                 .map(|s| json!({"split": s.split.name(), "nll": s.nll, "level_1_perplexity": s.level_1_perplexity()}))
                 .collect();
-            print_json(&json!({"step": outcome.step, "best": outcome.best, "stopped": outcome.stopped, "scores": scores}))?;
+            print_json(
+                &json!({"step": outcome.step, "best": outcome.best, "stopped": outcome.stopped, "scores": scores}),
+            )?;
         } else {
             for score in &outcome.scores {
                 print(format!("{}: level-1 perplexity {:.2}", score.split.name(), score.level_1_perplexity()))?;

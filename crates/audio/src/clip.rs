@@ -12,18 +12,12 @@ pub struct AudioClip {
 impl AudioClip {
     /// A clip with `channels` empty channels.
     pub fn empty(sample_rate: u32, channels: usize) -> Self {
-        Self {
-            sample_rate,
-            channels: vec![Vec::new(); channels],
-        }
+        Self { sample_rate, channels: vec![Vec::new(); channels] }
     }
 
     /// A one-channel clip that takes over `samples`.
     pub fn from_mono(samples: Vec<f32>, sample_rate: u32) -> Self {
-        Self {
-            sample_rate,
-            channels: vec![samples],
-        }
+        Self { sample_rate, channels: vec![samples] }
     }
 
     /// Samples per channel (0 for a clip without channels).
@@ -75,10 +69,7 @@ impl AudioClip {
 
     /// Largest absolute sample value over all channels.
     pub fn peak(&self) -> f32 {
-        self.channels
-            .iter()
-            .flatten()
-            .fold(0.0, |peak, sample| peak.max(sample.abs()))
+        self.channels.iter().flatten().fold(0.0, |peak, sample| peak.max(sample.abs()))
     }
 }
 

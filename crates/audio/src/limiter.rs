@@ -138,7 +138,8 @@ mod tests {
         assert_eq!(out.len(), quiet.len());
         assert!(out.iter().zip(&quiet).all(|(a, b)| (a - b).abs() < 1e-6));
 
-        let loud: Vec<f32> = (0..20_000).map(|n| (n as f32 * 0.11).sin() * if n % 9000 < 300 { 3.0 } else { 0.5 }).collect();
+        let loud: Vec<f32> =
+            (0..20_000).map(|n| (n as f32 * 0.11).sin() * if n % 9000 < 300 { 3.0 } else { 0.5 }).collect();
         let out = run(&loud, 333);
         let ceiling = 10f32.powf(-0.05);
         assert!(out.iter().all(|v| v.abs() <= ceiling + 1e-6));
@@ -148,7 +149,8 @@ mod tests {
     #[test]
     fn a_peak_between_samples_counts() {
         // A tone at a quarter of the rate, sampled 45 degrees off its peaks: true peak 3 dB above the samples.
-        let tone: Vec<f32> = (0..4000).map(|n| (std::f32::consts::FRAC_PI_2 * n as f32 + std::f32::consts::FRAC_PI_4).sin()).collect();
+        let tone: Vec<f32> =
+            (0..4000).map(|n| (std::f32::consts::FRAC_PI_2 * n as f32 + std::f32::consts::FRAC_PI_4).sin()).collect();
         let out = run(&tone, 4000);
         let highest = out[1000..3000].iter().fold(0.0f32, |m, v| m.max(v.abs()));
         assert!(highest < 10f32.powf(-0.05) * std::f32::consts::FRAC_1_SQRT_2 * 1.02, "{highest}");
@@ -156,7 +158,8 @@ mod tests {
 
     #[test]
     fn blocks_do_not_matter() {
-        let noise: Vec<f32> = (0..9000u32).map(|n| ((n.wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0) * 2.0).collect();
+        let noise: Vec<f32> =
+            (0..9000u32).map(|n| ((n.wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0) * 2.0).collect();
         assert_eq!(run(&noise, 17), run(&noise, 9000));
     }
 }

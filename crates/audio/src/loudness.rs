@@ -81,7 +81,8 @@ mod tests {
     use super::*;
 
     fn tone(amplitude: f32, seconds: usize) -> AudioClip {
-        let samples = (0..48_000 * seconds).map(|n| amplitude * (n as f32 * 997.0 * std::f32::consts::TAU / 48_000.0).sin());
+        let samples =
+            (0..48_000 * seconds).map(|n| amplitude * (n as f32 * 997.0 * std::f32::consts::TAU / 48_000.0).sin());
         AudioClip::from_mono(samples.collect(), 48_000)
     }
 

@@ -43,11 +43,7 @@ enum Fault {
 
 impl From<std::io::Error> for Fault {
     fn from(error: std::io::Error) -> Self {
-        if error.kind() == std::io::ErrorKind::UnexpectedEof {
-            Fault::Truncated(None)
-        } else {
-            Fault::Read(error)
-        }
+        if error.kind() == std::io::ErrorKind::UnexpectedEof { Fault::Truncated(None) } else { Fault::Read(error) }
     }
 }
 
@@ -286,9 +282,9 @@ fn name_fault(fault: Fault, path: &Path, format: &'static str, frames: u64, rate
         Fault::Malformed(reason) => AudioError::Malformed { path, format, seconds, reason },
         Fault::Unsupported(what) => AudioError::Unsupported { path, format, what },
         Fault::Truncated(promised) => {
-            let expected = promised.filter(|_| rate > 0).map_or(String::new(), |promised| {
-                format!(" of {:.2} s", promised as f64 / f64::from(rate))
-            });
+            let expected = promised
+                .filter(|_| rate > 0)
+                .map_or(String::new(), |promised| format!(" of {:.2} s", promised as f64 / f64::from(rate)));
             AudioError::Truncated { path, format, seconds, expected }
         }
         Fault::NoAudioTrack => AudioError::NoAudioTrack { path, format },

@@ -187,10 +187,8 @@ mod tests {
 
     #[test]
     fn blocks_and_length_are_exact() {
-        let clip = AudioClip {
-            sample_rate: 44_100,
-            channels: vec![tone(44_100, 440.0, 30_011), tone(44_100, 660.0, 30_011)],
-        };
+        let clip =
+            AudioClip { sample_rate: 44_100, channels: vec![tone(44_100, 440.0, 30_011), tone(44_100, 660.0, 30_011)] };
         let whole = resample(&clip, 32_000);
         let mut resampler = Resampler::new(44_100, 32_000, 2);
         let mut joined = AudioClip::empty(32_000, 2);

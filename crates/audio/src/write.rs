@@ -49,7 +49,7 @@ impl AudioFormat {
 }
 
 enum Encoder {
-    Wav(wav::WavEncoder),
+    Wav(Box<wav::WavEncoder>),
     Flac(Box<flac::FlacEncoder>),
 }
 
@@ -275,7 +275,7 @@ fn new_encoder(path: &Path, format: AudioFormat, sample_rate: u32, channels: usi
         AudioFormat::Flac => {
             Encoder::Flac(Box::new(flac::FlacEncoder::new(sample_rate, channels).map_err(unwritable)?))
         }
-        _ => Encoder::Wav(wav::WavEncoder::new(format, sample_rate, channels)),
+        _ => Encoder::Wav(Box::new(wav::WavEncoder::new(format, sample_rate, channels))),
     })
 }
 

@@ -1,5 +1,7 @@
 //! Files that are wrong in every way we know: each gives an error that names it and says why, and none panics.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::path::Path;
@@ -104,18 +106,38 @@ fn crafted(folder: &Path) -> Vec<(&'static str, Vec<u8>, &'static [&'static str]
         ("0-hz.flac", set(flac.clone(), 18, &[0, 0, 0x02]), &["malformed", "sample rate", "unsupported"]),
         ("cut.ogg", cut(ogg.clone(), 0.7), &["truncated"]),
         ("first-page.ogg", ogg[..58].to_vec(), &["malformed", "truncated", "no audio track"]),
-        ("noise-behind.ogg", [ogg[..58].to_vec(), noise(5000, 6)].concat(), &["malformed", "truncated", "no audio track"]),
+        (
+            "noise-behind.ogg",
+            [ogg[..58].to_vec(), noise(5000, 6)].concat(),
+            &["malformed", "truncated", "no audio track"],
+        ),
         ("no-codec.ogg", set(ogg.clone(), 29, b"nothing"), &["no audio track", "malformed", "unsupported"]),
         ("cut.opus", cut(opus.clone(), 0.6), &["truncated"]),
-        ("no-channels.opus", set(opus.clone(), 37, &[0]), &["no channels", "no audio track", "malformed", "unsupported"]),
+        (
+            "no-channels.opus",
+            set(opus.clone(), 37, &[0]),
+            &["no channels", "no audio track", "malformed", "unsupported"],
+        ),
         ("tag-only.mp3", [id3.clone(), vec![0; 2048]].concat(), &["unknown format"]),
         ("lying-tag.mp3", [b"ID3\x04\0\0\x7f\x7f\x7f\x7f".to_vec(), mp3.clone()].concat(), &["unknown format"]),
         ("cut.mp3", cut(mp3.clone(), 0.5), &["truncated"]),
-        ("noise-behind.mp3", [mp3[..1200].to_vec(), noise(20_000, 7)].concat(), &["malformed", "truncated", "unknown format"]),
+        (
+            "noise-behind.mp3",
+            [mp3[..1200].to_vec(), noise(20_000, 7)].concat(),
+            &["malformed", "truncated", "unknown format"],
+        ),
         ("cut.m4a", cut(fast.clone(), 0.6), &["truncated"]),
         ("no-index.m4a", m4a[..moov].to_vec(), &["malformed", "truncated", "unsupported", "no audio track"]),
-        ("lying-atom.m4a", set(m4a.clone(), moov, &0xffff_ff00u32.to_be_bytes()), &["malformed", "truncated", "unsupported", "no audio track"]),
-        ("no-sound.m4a", set(m4a.clone(), m4a.windows(4).position(|w| w == b"mp4a").unwrap(), b"tx3g"), &["no audio track", "malformed", "unsupported"]),
+        (
+            "lying-atom.m4a",
+            set(m4a.clone(), moov, &0xffff_ff00u32.to_be_bytes()),
+            &["malformed", "truncated", "unsupported", "no audio track"],
+        ),
+        (
+            "no-sound.m4a",
+            set(m4a.clone(), m4a.windows(4).position(|w| w == b"mp4a").unwrap(), b"tx3g"),
+            &["no audio track", "malformed", "unsupported"],
+        ),
     ]
 }
 
@@ -195,7 +217,18 @@ fn random_damage_never_panics() {
         (state >> 8) as usize % below.max(1)
     };
     let (mut fine, mut refused) = (0, 0);
-    for file in ["sweep.mp3", "sweep.ogg", "sweep.opus", "surround.opus", "sweep.m4a", "fast.m4a", "sweep.aac", "deep.flac", "alac.m4a", "layer2.mp2"] {
+    for file in [
+        "sweep.mp3",
+        "sweep.ogg",
+        "sweep.opus",
+        "surround.opus",
+        "sweep.m4a",
+        "fast.m4a",
+        "sweep.aac",
+        "deep.flac",
+        "alac.m4a",
+        "layer2.mp2",
+    ] {
         let whole = std::fs::read(fixture(file)).unwrap();
         for round in 0..60 {
             let mut bytes = whole.clone();

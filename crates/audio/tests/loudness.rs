@@ -1,5 +1,7 @@
 //! Loudness against the test signals of the EBU.
 
+#![allow(clippy::unwrap_used)]
+
 use mambo_audio::{AudioClip, measure};
 
 fn tone(dbfs: f64, seconds: f64) -> Vec<f32> {

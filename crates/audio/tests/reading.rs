@@ -1,5 +1,7 @@
 //! Every format that is read, by content, at the right place, in blocks.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{fixture, ratio, sweep};
@@ -47,7 +49,11 @@ fn formats_that_do_not_tell_their_padding_are_read_too() {
         ("surround.opus", "opus", 48_000, 6, 24_000..24_001),
     ] {
         let reader = AudioReader::open(&fixture(file)).unwrap();
-        assert_eq!((reader.format_name(), reader.sample_rate(), reader.channel_count()), (format, rate, channels), "{file}");
+        assert_eq!(
+            (reader.format_name(), reader.sample_rate(), reader.channel_count()),
+            (format, rate, channels),
+            "{file}"
+        );
         let clip = read(&fixture(file)).unwrap();
         assert!(frames.contains(&clip.frames()), "{file}: {}", clip.frames());
         let power: f32 = clip.to_mono().iter().map(|s| s * s).sum::<f32>() / clip.frames() as f32;
@@ -71,7 +77,9 @@ fn lossless_formats_are_exact() {
 fn tags_have_the_same_names_everywhere() {
     for file in ["sweep.mp3", "sweep.ogg", "sweep.opus", "sweep.m4a"] {
         let reader = AudioReader::open(&fixture(file)).unwrap();
-        for (key, value) in [("title", "Sweep"), ("artist", "Mambo"), ("genre", "Test"), ("date", "2026"), ("comment", "synthetic")] {
+        for (key, value) in
+            [("title", "Sweep"), ("artist", "Mambo"), ("genre", "Test"), ("date", "2026"), ("comment", "synthetic")]
+        {
             assert_eq!(reader.tags().get(key).map(String::as_str), Some(value), "{file}: {:?}", reader.tags());
         }
     }
@@ -102,7 +110,9 @@ fn junk_and_tags_before_mpeg_audio_do_not_hide_it() {
     let plain = std::fs::read(fixture("mono22.mp3")).unwrap();
     let expected = read(&fixture("mono22.mp3")).unwrap();
     let big_tag = [b"ID3\x04\x00\x00\x00\x02\x00\x00".to_vec(), vec![0; 2 << 14]].concat();
-    for (name, before) in [("junk", vec![0x11; 700]), ("tag", big_tag.clone()), ("tags", [big_tag.clone(), big_tag].concat())] {
+    for (name, before) in
+        [("junk", vec![0x11; 700]), ("tag", big_tag.clone()), ("tags", [big_tag.clone(), big_tag].concat())]
+    {
         let path = folder.path().join(name);
         std::fs::write(&path, [before, plain.clone()].concat()).unwrap();
         assert_eq!(read(&path).unwrap().frames(), expected.frames(), "{name}");
@@ -186,7 +196,7 @@ fn all_kinds_of_wav() {
     let mu_law = |x: f64| {
         let value = |code: u8| {
             let c = !code;
-            let magnitude = ((i32::from(c & 15) << 3) + 0x84 << (c >> 4 & 7)) - 0x84;
+            let magnitude = (((i32::from(c & 15) << 3) + 0x84) << ((c >> 4) & 7)) - 0x84;
             f64::from(if c & 0x80 != 0 { -magnitude } else { magnitude }) / 32_768.0
         };
         vec![(0..=255u8).min_by(|a, b| (value(*a) - x).abs().total_cmp(&(value(*b) - x).abs())).unwrap()]
@@ -211,7 +221,10 @@ fn all_kinds_of_wav() {
         assert_eq!((clip.frames(), clip.channel_count(), clip.sample_rate), (100, 2, 8000), "{name}");
         for (n, wanted) in wave().enumerate() {
             let (left, right) = (f64::from(clip.channels[0][n]), f64::from(clip.channels[1][n]));
-            assert!((left - wanted).abs() < tolerance && (right + wanted).abs() < tolerance, "{name} {n}: {left} {wanted}");
+            assert!(
+                (left - wanted).abs() < tolerance && (right + wanted).abs() < tolerance,
+                "{name} {n}: {left} {wanted}"
+            );
         }
     }
 }

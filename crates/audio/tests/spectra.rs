@@ -1,5 +1,7 @@
 //! Spectra against independent numbers, and sound from magnitudes.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::music;

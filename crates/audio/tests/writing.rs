@@ -1,5 +1,7 @@
 //! What is written is what is read; files appear whole or not at all.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::Write;
@@ -44,7 +46,9 @@ fn round_trips() {
 #[test]
 fn others_can_read_our_wav() {
     let folder = tempfile::tempdir().unwrap();
-    for (format, bits, float) in [(AudioFormat::Wav16, 16, false), (AudioFormat::Wav24, 24, false), (AudioFormat::WavF32, 32, true)] {
+    for (format, bits, float) in
+        [(AudioFormat::Wav16, 16, false), (AudioFormat::Wav24, 24, false), (AudioFormat::WavF32, 32, true)]
+    {
         for count in [1, 2, 6] {
             let path = folder.path().join("x.wav");
             let clip = channels(count);
@@ -181,7 +185,10 @@ fn what_cannot_be_written_is_refused() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     let nowhere = folder.path().join("no/such/folder.wav");
     assert_eq!(AudioWriter::create(&nowhere, AudioFormat::Wav16, 44_100, 1, true).err().unwrap().kind(), "unwritable");
-    assert_eq!(AudioWriter::create(folder.path(), AudioFormat::Wav16, 44_100, 1, true).err().unwrap().kind(), "directory");
+    assert_eq!(
+        AudioWriter::create(folder.path(), AudioFormat::Wav16, 44_100, 1, true).err().unwrap().kind(),
+        "directory"
+    );
     let mut writer = AudioWriter::create(&path, AudioFormat::Wav16, 44_100, 1, true).unwrap();
     assert_eq!(writer.write(&sweep(44_100, 0.1)).unwrap_err().kind(), "unwritable");
     assert_eq!(writer.write(&AudioClip::from_mono(vec![f32::NAN], 44_100)).unwrap_err().kind(), "unwritable");

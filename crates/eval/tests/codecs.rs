@@ -1,5 +1,7 @@
 //! The codec judgement with a codec of known quality: four bits of every sample a level.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{OctaveJudge, RATE, tune};

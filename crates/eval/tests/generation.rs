@@ -1,5 +1,7 @@
 //! The generation judgement with systems whose place is known: real clips, an obedient model, a deaf floor, noise.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{OctaveJudge, RATE, noise, tune};

@@ -1,5 +1,7 @@
 //! Distances against numpy and scipy: tools/reference/metrics.py wrote golden/metrics.json.
 
+#![allow(clippy::unwrap_used)]
+
 use mambo_audio::analysis::multi_scale_mel_distance;
 use mambo_eval::Rows;
 use mambo_eval::frechet::{Draws, Gaussian, frechet_distance};

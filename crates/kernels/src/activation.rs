@@ -58,9 +58,11 @@ impl Activation {
         assert_eq!(x.len(), d_out.len(), "activation: output gradient");
         let mut d_x = vec![0.0f32; x.len()];
         let Some(bias) = bias else {
-            d_x.par_chunks_mut(VALUES).zip(x.par_chunks(VALUES)).zip(d_out.par_chunks(VALUES)).for_each(|((d_x, x), d_out)| {
-                apply_backward(self, x, None, d_out, d_x, &mut []);
-            });
+            d_x.par_chunks_mut(VALUES).zip(x.par_chunks(VALUES)).zip(d_out.par_chunks(VALUES)).for_each(
+                |((d_x, x), d_out)| {
+                    apply_backward(self, x, None, d_out, d_x, &mut []);
+                },
+            );
             return (d_x, Vec::new());
         };
         let width = row_width(x, bias);
@@ -70,7 +72,9 @@ impl Activation {
             .zip(d_out.par_chunks(ROWS * width))
             .zip(partial.par_chunks_mut(width))
             .for_each(|(((d_x, x), d_out), sums)| {
-                for ((d_x, x), d_out) in d_x.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(d_out.chunks_exact(width)) {
+                for ((d_x, x), d_out) in
+                    d_x.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(d_out.chunks_exact(width))
+                {
                     apply_backward(self, x, Some(bias), d_out, d_x, sums);
                 }
             });
@@ -94,7 +98,12 @@ impl Activation {
 }
 
 fn row_width(x: &[f32], bias: &[f32]) -> usize {
-    assert!(!bias.is_empty() && x.len().is_multiple_of(bias.len()), "activation: {} values in rows of {}", x.len(), bias.len());
+    assert!(
+        !bias.is_empty() && x.len().is_multiple_of(bias.len()),
+        "activation: {} values in rows of {}",
+        x.len(),
+        bias.len()
+    );
     bias.len()
 }
 
@@ -144,7 +153,14 @@ simd_fn! {
 }
 
 #[inline(always)]
-fn apply_backward_body<I: Isa>(activation: Activation, x: &[f32], bias: Option<&[f32]>, d_out: &[f32], d_x: &mut [f32], sums: &mut [f32]) {
+fn apply_backward_body<I: Isa>(
+    activation: Activation,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    d_out: &[f32],
+    d_x: &mut [f32],
+    sums: &mut [f32],
+) {
     let length = x.len();
     let (d_out, d_x) = (&d_out[..length], &mut d_x[..length]);
     match bias {
@@ -230,7 +246,11 @@ mod tests {
                 for i in 0..x.len() {
                     let input = x[i] + bias.map_or(0.0, |bias| bias[i % 60]);
                     let (value, slope) = activation.plain(f64::from(input));
-                    assert!((f64::from(out[i]) - value).abs() < 2e-6, "{activation:?} at {input}: {} against {value}", out[i]);
+                    assert!(
+                        (f64::from(out[i]) - value).abs() < 2e-6,
+                        "{activation:?} at {input}: {} against {value}",
+                        out[i]
+                    );
                     let expected = slope * f64::from(d_out[i]);
                     assert!((f64::from(d_x[i]) - expected).abs() < 2e-6, "{activation:?} slope at {input}");
                     sums[i % 60] += expected;

@@ -51,7 +51,14 @@ pub fn forward(logits: &[f32], classes: usize, targets: &[i32], smoothing: f32) 
 ///
 /// # Panics
 /// As [`forward`].
-pub fn backward(logits: &[f32], classes: usize, targets: &[i32], smoothing: f32, log_sums: &[f32], d_mean: f32) -> Vec<f32> {
+pub fn backward(
+    logits: &[f32],
+    classes: usize,
+    targets: &[i32],
+    smoothing: f32,
+    log_sums: &[f32],
+    d_mean: f32,
+) -> Vec<f32> {
     check(logits, classes, targets);
     assert_eq!(log_sums.len(), targets.len(), "cross-entropy: saved sums");
     let counted = targets.iter().filter(|target| **target >= 0).count().max(1);
@@ -61,7 +68,13 @@ pub fn backward(logits: &[f32], classes: usize, targets: &[i32], smoothing: f32,
         for (index, line) in lines.chunks_exact_mut(classes).enumerate() {
             let row = task * ROWS + index;
             if let Ok(target) = usize::try_from(targets[row]) {
-                softmax_gradient(&logits[row * classes..][..classes], log_sums[row], scale, smoothing / classes as f32, line);
+                softmax_gradient(
+                    &logits[row * classes..][..classes],
+                    log_sums[row],
+                    scale,
+                    smoothing / classes as f32,
+                    line,
+                );
                 line[target] -= (1.0 - smoothing) * scale;
             }
         }
@@ -132,7 +145,8 @@ mod tests {
         for classes in [5usize, 64, 1030] {
             let rows = 37;
             let logits: Vec<f32> = (0..rows * classes).map(|i| 4.0 * (i as f32 * 0.71).sin() + 30.0).collect();
-            let targets: Vec<i32> = (0..rows).map(|r| if r % 5 == 4 { -1 } else { ((r * 31) % classes) as i32 }).collect();
+            let targets: Vec<i32> =
+                (0..rows).map(|r| if r % 5 == 4 { -1 } else { ((r * 31) % classes) as i32 }).collect();
             for smoothing in [0.0f32, 0.1] {
                 let loss = forward(&logits, classes, &targets, smoothing);
                 let got = backward(&logits, classes, &targets, smoothing, &loss.log_sums, 2.0);
@@ -147,9 +161,13 @@ mod tests {
                         let probability = (line[c] - top).exp() / power;
                         let wanted = f64::from(smoothing) / classes as f64
                             + if targets[row] == c as i32 { 1.0 - f64::from(smoothing) } else { 0.0 };
-                        let expected = if targets[row] < 0 { 0.0 } else { 2.0 * (probability - wanted) / counted as f64 };
+                        let expected =
+                            if targets[row] < 0 { 0.0 } else { 2.0 * (probability - wanted) / counted as f64 };
                         // The saved sum is an f32 near 34: half a unit in its last place is 2e-6 relative.
-                        assert!((f64::from(got[row * classes + c]) - expected).abs() < 5e-6 * (probability + wanted) + 1e-9, "row {row} class {c}");
+                        assert!(
+                            (f64::from(got[row * classes + c]) - expected).abs() < 5e-6 * (probability + wanted) + 1e-9,
+                            "row {row} class {c}"
+                        );
                         if targets[row] >= 0 {
                             sum -= wanted * probability.ln();
                         }

@@ -104,7 +104,15 @@ simd_fn! {
 }
 
 #[inline(always)]
-fn convolve_tile_body<I: Isa>(sizes: Depthwise, from: usize, x: &[f32], weight: &[f32], bias: Option<&[f32]>, flip: bool, out: &mut [f32]) {
+fn convolve_tile_body<I: Isa>(
+    sizes: Depthwise,
+    from: usize,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    flip: bool,
+    out: &mut [f32],
+) {
     let channels = sizes.channels;
     let middle = sizes.taps / 2;
     for (row, line) in out.chunks_exact_mut(channels).enumerate() {
@@ -144,7 +152,14 @@ simd_fn! {
 }
 
 #[inline(always)]
-fn gradient_tile_body<I: Isa>(sizes: Depthwise, from: usize, frames: usize, x: &[f32], d_out: &[f32], sums: &mut [f32]) {
+fn gradient_tile_body<I: Isa>(
+    sizes: Depthwise,
+    from: usize,
+    frames: usize,
+    x: &[f32],
+    d_out: &[f32],
+    sums: &mut [f32],
+) {
     let channels = sizes.channels;
     let middle = sizes.taps / 2;
     for c in (0..channels).step_by(BLOCK) {
@@ -184,7 +199,8 @@ mod tests {
         for (batch, frames, channels, taps) in [(2, 70, 40, 7), (1, 3, 5, 7), (3, 1, 33, 3), (1, 130, 64, 1)] {
             let sizes = Depthwise { batch, frames, channels, taps };
             let wave = |count: usize, rate: f32| (0..count).map(|i| (i as f32 * rate).sin()).collect::<Vec<_>>();
-            let (x, weight, bias) = (wave(batch * frames * channels, 0.37), wave(taps * channels, 0.91), wave(channels, 0.5));
+            let (x, weight, bias) =
+                (wave(batch * frames * channels, 0.37), wave(taps * channels, 0.91), wave(channels, 0.5));
             let d_out = wave(x.len(), 0.53);
             let out = sizes.forward(&x, &weight, &bias);
             let got = sizes.backward(&x, &weight, &d_out);

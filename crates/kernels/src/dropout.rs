@@ -91,7 +91,8 @@ mod tests {
             assert_ne!(out, Dropout { probability, seed: 4 }.apply(None, &ones));
             // Neighbours and blocks are independent: pairs are dropped together about probability^2 of the time.
             for distance in [1, 16, VALUES] {
-                let both = (0..out.len() - distance).filter(|&i| out[i] == 0.0 && out[i + distance] == 0.0).count() as f32;
+                let both =
+                    (0..out.len() - distance).filter(|&i| out[i] == 0.0 && out[i + distance] == 0.0).count() as f32;
                 let share = both / (out.len() - distance) as f32;
                 assert!((share - probability * probability).abs() < 0.01, "distance {distance}: {share}");
             }

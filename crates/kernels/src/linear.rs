@@ -33,7 +33,13 @@ impl<'a> Matrix<'a> {
 
     /// The transpose, without moving anything.
     pub fn turned(self) -> Self {
-        Self { row_stride: self.column_stride, column_stride: self.row_stride, rows: self.columns, columns: self.rows, ..self }
+        Self {
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            rows: self.columns,
+            columns: self.rows,
+            ..self
+        }
     }
 }
 
@@ -74,7 +80,11 @@ thread_local! {
     static LEFT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-fn with_buffer<R>(key: &'static std::thread::LocalKey<Cell<Vec<f32>>>, length: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+fn with_buffer<R>(
+    key: &'static std::thread::LocalKey<Cell<Vec<f32>>>,
+    length: usize,
+    work: impl FnOnce(&mut [f32]) -> R,
+) -> R {
     let mut buffer = key.take();
     if buffer.len() < length {
         buffer = vec![0.0; length];
@@ -126,7 +136,9 @@ pub fn multiply(left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], start: Sta
         let packed = &*packed;
         let work = |(block, out): (usize, &mut [f32])| {
             let height = out.len() / columns;
-            with_buffer(&LEFT, block_rows * DEPTH, |strips| multiply_block(left, block * block_rows, height, packed, columns, start, strips, out));
+            with_buffer(&LEFT, block_rows * DEPTH, |strips| {
+                multiply_block(left, block * block_rows, height, packed, columns, start, strips, out)
+            });
         };
         if threads == 1 {
             out.chunks_mut(block_rows * columns).enumerate().for_each(work);
@@ -154,7 +166,14 @@ fn pack_panel_body<I: Isa>(right: Matrix<'_>, first: usize, width: usize, target
 fn pack_columns<I: Isa, const NR: usize>(right: Matrix<'_>, first: usize, width: usize, target: &mut [f32]) {
     let (lines, _) = target.as_chunks_mut::<NR>();
     if right.column_stride != 1 {
-        transpose_body::<I>(width, right.rows, &right.values[first * right.column_stride..], right.column_stride, lines.as_flattened_mut(), NR);
+        transpose_body::<I>(
+            width,
+            right.rows,
+            &right.values[first * right.column_stride..],
+            right.column_stride,
+            lines.as_flattened_mut(),
+            NR,
+        );
         lines.iter_mut().for_each(|line| line[width..].fill(0.0));
     } else if width == NR {
         for (row, line) in lines.iter_mut().enumerate() {
@@ -170,7 +189,14 @@ fn pack_columns<I: Isa, const NR: usize>(right: Matrix<'_>, first: usize, width:
 
 /// Rows `first..first + height` and steps `from..from + depth` as strips `[depth, MR]`, zero beyond `height`.
 #[inline(always)]
-fn pack_strips<I: Isa, const MR: usize>(left: Matrix<'_>, first: usize, height: usize, from: usize, depth: usize, target: &mut [f32]) {
+fn pack_strips<I: Isa, const MR: usize>(
+    left: Matrix<'_>,
+    first: usize,
+    height: usize,
+    from: usize,
+    depth: usize,
+    target: &mut [f32],
+) {
     let strips = height.div_ceil(MR);
     if left.row_stride == 1 {
         // Along the rows of the source, so that each of its cache lines is read once.
@@ -256,7 +282,9 @@ fn blocked<I: Isa, const MR: usize>(
                 if rows == MR && width == panel_width {
                     begin(start, column, width, rows, columns, &mut out[at..]);
                     // SAFETY: a whole tile of `out` starts at `at`; strip and panel hold `depth` steps.
-                    unsafe { micro::<I::Vector, MR, 2>(depth, strip, right, panel_width, out.as_mut_ptr().add(at), columns) };
+                    unsafe {
+                        micro::<I::Vector, MR, 2>(depth, strip, right, panel_width, out.as_mut_ptr().add(at), columns)
+                    };
                 } else {
                     let mut tile = [0.0f32; MOST_TILE];
                     begin(start, column, width, rows, columns, &mut out[at..]);
@@ -286,7 +314,9 @@ fn begin(start: Start<'_>, column: usize, width: usize, rows: usize, stride: usi
     match start {
         Start::Output => {}
         Start::Zero => (0..rows).for_each(|row| out[row * stride..][..width].fill(0.0)),
-        Start::Row(values) => (0..rows).for_each(|row| out[row * stride..][..width].copy_from_slice(&values[column..column + width])),
+        Start::Row(values) => {
+            (0..rows).for_each(|row| out[row * stride..][..width].copy_from_slice(&values[column..column + width]))
+        }
     }
 }
 
@@ -295,7 +325,14 @@ fn begin(start: Start<'_>, column: usize, width: usize, rows: usize, stride: usi
 /// # Safety
 /// `out` must hold `MR` rows `stride` apart; the strip `[depth, MR]`, the panel `[depth, panel_width]`.
 #[inline(always)]
-unsafe fn micro<V: Vector, const MR: usize, const NV: usize>(depth: usize, strip: &[f32], panel: &[f32], panel_width: usize, out: *mut f32, stride: usize) {
+unsafe fn micro<V: Vector, const MR: usize, const NV: usize>(
+    depth: usize,
+    strip: &[f32],
+    panel: &[f32],
+    panel_width: usize,
+    out: *mut f32,
+    stride: usize,
+) {
     debug_assert!(strip.len() >= depth * MR && panel.len() >= depth * panel_width);
     let (mut left, mut right) = (strip.as_ptr(), panel.as_ptr());
     // SAFETY: bounds as the caller promises.
@@ -348,7 +385,9 @@ mod tests {
 
     #[test]
     fn products_match_the_definition_on_every_path() {
-        for (m, n, k) in [(1, 1, 1), (13, 40, 9), (150, 70, 300), (300, 33, 257), (5, 200, 0), (64, 8, 520), (290, 64, 64)] {
+        for (m, n, k) in
+            [(1, 1, 1), (13, 40, 9), (150, 70, 300), (300, 33, 257), (5, 200, 0), (64, 8, 520), (290, 64, 64)]
+        {
             let (a, b) = (values(m * k, 0.37), values(k * n, 0.73));
             let row = values(n, 0.11);
             let before = values(m * n, 0.29);
@@ -372,7 +411,10 @@ mod tests {
                         for (i, value) in out.iter().enumerate() {
                             let first = [0.0, before[i], row[i % n]][case];
                             let expected = product[i] + f64::from(first);
-                            assert!((f64::from(*value) - expected).abs() < 1e-4, "{m} {n} {k}, start {case}, value {i}: {value} against {expected}");
+                            assert!(
+                                (f64::from(*value) - expected).abs() < 1e-4,
+                                "{m} {n} {k}, start {case}, value {i}: {value} against {expected}"
+                            );
                         }
                     }
                 }

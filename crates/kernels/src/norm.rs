@@ -35,7 +35,11 @@ pub struct NormGradients {
 
 impl Norm {
     fn check(&self, x: &[f32], gain: &[f32]) -> usize {
-        assert!(self.width > 0 && self.rows_per_set > 0 && x.len().is_multiple_of(self.width), "norm: {} values, {self:?}", x.len());
+        assert!(
+            self.width > 0 && self.rows_per_set > 0 && x.len().is_multiple_of(self.width),
+            "norm: {} values, {self:?}",
+            x.len()
+        );
         let rows = x.len() / self.width;
         assert!(rows.is_multiple_of(self.rows_per_set), "norm: {rows} rows in sets of {}", self.rows_per_set);
         assert_eq!(gain.len(), rows / self.rows_per_set * self.width, "norm: gain");
@@ -54,7 +58,14 @@ impl Norm {
                 let row = task * ROWS + index;
                 let set = row / self.rows_per_set * self.width;
                 let shift = shift.map(|values| &values[set..set + self.width]);
-                normalise(self.centre, self.epsilon as f32, &x[row * self.width..][..self.width], &gain[set..set + self.width], shift, line);
+                normalise(
+                    self.centre,
+                    self.epsilon as f32,
+                    &x[row * self.width..][..self.width],
+                    &gain[set..set + self.width],
+                    shift,
+                    line,
+                );
             }
         });
         out
@@ -71,15 +82,27 @@ impl Norm {
         let blocks = self.rows_per_set.div_ceil(ROWS);
         let mut d_x = vec![0.0f32; x.len()];
         let mut partial = vec![0.0f32; sets * blocks * 2 * width];
-        d_x.par_chunks_mut(set_size).zip(partial.par_chunks_mut(blocks * 2 * width)).enumerate().for_each(|(set, (d_x, partial))| {
-            d_x.par_chunks_mut(ROWS * width).zip(partial.par_chunks_mut(2 * width)).enumerate().for_each(|(block, (lines, partial))| {
-                let gain = &gain[set * width..][..width];
-                for (index, line) in lines.chunks_exact_mut(width).enumerate() {
-                    let at = set * set_size + (block * ROWS + index) * width;
-                    normalise_backward(self.centre, self.epsilon as f32, &x[at..at + width], gain, &d_out[at..at + width], line, partial);
-                }
-            });
-        });
+        d_x.par_chunks_mut(set_size).zip(partial.par_chunks_mut(blocks * 2 * width)).enumerate().for_each(
+            |(set, (d_x, partial))| {
+                d_x.par_chunks_mut(ROWS * width).zip(partial.par_chunks_mut(2 * width)).enumerate().for_each(
+                    |(block, (lines, partial))| {
+                        let gain = &gain[set * width..][..width];
+                        for (index, line) in lines.chunks_exact_mut(width).enumerate() {
+                            let at = set * set_size + (block * ROWS + index) * width;
+                            normalise_backward(
+                                self.centre,
+                                self.epsilon as f32,
+                                &x[at..at + width],
+                                gain,
+                                &d_out[at..at + width],
+                                line,
+                                partial,
+                            );
+                        }
+                    },
+                );
+            },
+        );
         let (mut d_gain, mut d_shift) = (Vec::with_capacity(sets * width), Vec::with_capacity(sets * width));
         for partial in partial.chunks_exact(blocks * 2 * width) {
             let sums = crate::threads::sum_rows(partial, 2 * width);
@@ -160,7 +183,15 @@ simd_fn! {
 }
 
 #[inline(always)]
-fn normalise_backward_body<I: Isa>(centre: bool, epsilon: f32, x: &[f32], gain: &[f32], d_out: &[f32], d_x: &mut [f32], sums: &mut [f32]) {
+fn normalise_backward_body<I: Isa>(
+    centre: bool,
+    epsilon: f32,
+    x: &[f32],
+    gain: &[f32],
+    d_out: &[f32],
+    d_x: &mut [f32],
+    sums: &mut [f32],
+) {
     let width = x.len();
     let (mean, scale) = moments::<I>(centre, epsilon, x);
     let (gain, d_out, d_x) = (&gain[..width], &d_out[..width], &mut d_x[..width]);
@@ -211,11 +242,16 @@ mod tests {
 
     #[test]
     fn values_and_gradients_match_the_definition() {
-        for (width, rows_per_set, sets, centre) in [(40, 70, 2, true), (17, 5, 1, false), (64, 1, 3, true), (3, 130, 1, false)] {
+        for (width, rows_per_set, sets, centre) in
+            [(40, 70, 2, true), (17, 5, 1, false), (64, 1, 3, true), (3, 130, 1, false)]
+        {
             let norm = Norm { width, centre, epsilon: 1e-5, rows_per_set };
             let rows = rows_per_set * sets;
-            let wave = |count: usize, rate: f32, offset: f32| -> Vec<f32> { (0..count).map(|i| (i as f32 * rate).sin() + offset).collect() };
-            let (x, gain, shift) = (wave(rows * width, 0.37, 0.4), wave(sets * width, 0.8, 1.5), wave(sets * width, 0.5, 0.0));
+            let wave = |count: usize, rate: f32, offset: f32| -> Vec<f32> {
+                (0..count).map(|i| (i as f32 * rate).sin() + offset).collect()
+            };
+            let (x, gain, shift) =
+                (wave(rows * width, 0.37, 0.4), wave(sets * width, 0.8, 1.5), wave(sets * width, 0.5, 0.0));
             let d_out = wave(rows * width, 0.91, 0.0);
             let out = norm.forward(&x, &gain, Some(&shift));
             let got = norm.backward(&x, &gain, &d_out);

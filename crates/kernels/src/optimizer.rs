@@ -74,7 +74,9 @@ impl AdamW {
                     .map(|part| (part, keep)),
             );
         }
-        pieces.into_par_iter().for_each(|(((value, gradient), (first, second)), keep)| update(factors, keep, gradient, value, first, second));
+        pieces.into_par_iter().for_each(|(((value, gradient), (first, second)), keep)| {
+            update(factors, keep, gradient, value, first, second)
+        });
     }
 }
 
@@ -93,7 +95,14 @@ simd_fn! {
 }
 
 #[inline(always)]
-fn update_body<I: Isa>(factors: Factors, keep: f32, gradient: &[f32], value: &mut [f32], first: &mut [f32], second: &mut [f32]) {
+fn update_body<I: Isa>(
+    factors: Factors,
+    keep: f32,
+    gradient: &[f32],
+    value: &mut [f32],
+    first: &mut [f32],
+    second: &mut [f32],
+) {
     let length = value.len();
     let (gradient, first, second) = (&gradient[..length], &mut first[..length], &mut second[..length]);
     for i in 0..length {
@@ -153,8 +162,15 @@ mod tests {
 
     #[test]
     fn adamw_follows_its_definition() {
-        let settings =
-            |step| AdamW { rate: 1e-2, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, step, gradient_scale: 0.5 };
+        let settings = |step| AdamW {
+            rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            step,
+            gradient_scale: 0.5,
+        };
         let count = 40_000;
         let gradient: Vec<f32> = (0..count).map(|i| (i as f32 * 0.01).sin()).collect();
         for decay in [false, true] {
@@ -163,13 +179,21 @@ mod tests {
             let (mut first, mut second) = (vec![0.0f32; count], vec![0.0f32; count]);
             let (mut m, mut v) = (vec![0.0f64; count], vec![0.0f64; count]);
             for step in 1..=3 {
-                settings(step).apply(&mut [Trained { value: &mut value, gradient: &gradient, first: &mut first, second: &mut second, decay }]);
+                settings(step).apply(&mut [Trained {
+                    value: &mut value,
+                    gradient: &gradient,
+                    first: &mut first,
+                    second: &mut second,
+                    decay,
+                }]);
                 for i in 0..count {
                     let g = 0.5 * f64::from(gradient[i]);
                     m[i] = 0.9 * m[i] + 0.1 * g;
                     v[i] = 0.95 * v[i] + 0.05 * g * g;
-                    let (mean, square) = (m[i] / (1.0 - 0.9f64.powi(step as i32)), v[i] / (1.0 - 0.95f64.powi(step as i32)));
-                    expected[i] = expected[i] * (1.0 - if decay { 1e-3 } else { 0.0 }) - 1e-2 * mean / (square.sqrt() + 1e-8);
+                    let (mean, square) =
+                        (m[i] / (1.0 - 0.9f64.powi(step as i32)), v[i] / (1.0 - 0.95f64.powi(step as i32)));
+                    expected[i] =
+                        expected[i] * (1.0 - if decay { 1e-3 } else { 0.0 }) - 1e-2 * mean / (square.sqrt() + 1e-8);
                 }
             }
             for (got, expected) in value.iter().zip(&expected) {

@@ -365,7 +365,9 @@ mod tests {
     #[test]
     fn normal_matches_published_values() {
         // Standard normal tables.
-        for (x, probability) in [(0.0, 0.5), (1.0, 0.841_344_746), (-1.0, 0.158_655_254), (2.5, 0.993_790_335), (-3.0, 0.001_349_898)] {
+        for (x, probability) in
+            [(0.0, 0.5), (1.0, 0.841_344_746), (-1.0, 0.158_655_254), (2.5, 0.993_790_335), (-3.0, 0.001_349_898)]
+        {
             let (p, density) = normal::<Portable>(x);
             assert!((f64::from(p) - probability).abs() < 3e-7, "{x}: {p} against {probability}");
             let expected = (-0.5 * f64::from(x * x)).exp() / (2.0 * std::f64::consts::PI).sqrt();

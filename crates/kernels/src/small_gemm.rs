@@ -54,7 +54,10 @@ fn multiply_body<I: Isa>(
     }
     assert!(out.len() >= (m - 1) * out_stride + n, "small product: out too short");
     if k > 0 {
-        assert!(left.values.len() > (m - 1) * left.row_stride + (k - 1) * left.column_stride, "small product: left too short");
+        assert!(
+            left.values.len() > (m - 1) * left.row_stride + (k - 1) * left.column_stride,
+            "small product: left too short"
+        );
         assert!(right.len() >= (k - 1) * right_stride + n, "small product: right too short");
     }
     let lanes = I::Vector::LANES;
@@ -169,7 +172,14 @@ simd_fn! {
 }
 
 #[inline(always)]
-pub(crate) fn transpose_body<I: Isa>(rows: usize, columns: usize, source: &[f32], source_stride: usize, out: &mut [f32], out_stride: usize) {
+pub(crate) fn transpose_body<I: Isa>(
+    rows: usize,
+    columns: usize,
+    source: &[f32],
+    source_stride: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
     if rows == 0 || columns == 0 {
         return;
     }

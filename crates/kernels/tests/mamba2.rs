@@ -1,6 +1,8 @@
 //! Laws of the Mamba-2 mixer: chunked equals the recurrence (values, states, gradients), the chunk length is
 //! immaterial, sequences may be cut anywhere, forward equals a fold of steps.
 
+#![allow(clippy::unwrap_used)]
+
 use mambo_kernels::mamba2::{self, Gradients, Mamba2Config, Sequences, States, Weights, plain};
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
@@ -104,16 +106,55 @@ impl Case {
 
     /// Compares the fused path with the recurrence in f64.
     fn check(&self, limit: f64) {
-        let [projected, conv_weight, conv_bias, dt_bias, a_log, d_skip, norm, conv_state, ssm_state, d_output, d_conv, d_ssm] = [
-            &self.projected, &self.conv_weight, &self.conv_bias, &self.dt_bias, &self.a_log, &self.d_skip, &self.norm,
-            &self.conv_state, &self.ssm_state, &self.d_output, &self.d_conv_state, &self.d_ssm_state,
+        let [
+            projected,
+            conv_weight,
+            conv_bias,
+            dt_bias,
+            a_log,
+            d_skip,
+            norm,
+            conv_state,
+            ssm_state,
+            d_output,
+            d_conv,
+            d_ssm,
+        ] = [
+            &self.projected,
+            &self.conv_weight,
+            &self.conv_bias,
+            &self.dt_bias,
+            &self.a_log,
+            &self.d_skip,
+            &self.norm,
+            &self.conv_state,
+            &self.ssm_state,
+            &self.d_output,
+            &self.d_conv_state,
+            &self.d_ssm_state,
         ]
         .map(|values| wide(values));
-        let weights = Weights { conv_weight: &conv_weight, conv_bias: &conv_bias, dt_bias: &dt_bias, a_log: &a_log, d_skip: &d_skip, norm: &norm };
+        let weights = Weights {
+            conv_weight: &conv_weight,
+            conv_bias: &conv_bias,
+            dt_bias: &dt_bias,
+            a_log: &a_log,
+            d_skip: &d_skip,
+            norm: &norm,
+        };
         let initial = States { conv: &conv_state, ssm: &ssm_state };
         let trace = plain::forward(&self.config, self.sequences(), &projected, &weights, Some(initial));
         let d_final = States { conv: &d_conv, ssm: &d_ssm };
-        let expected = plain::backward(&self.config, self.sequences(), &projected, &weights, Some(initial), &trace, &d_output, Some(d_final));
+        let expected = plain::backward(
+            &self.config,
+            self.sequences(),
+            &projected,
+            &weights,
+            Some(initial),
+            &trace,
+            &d_output,
+            Some(d_final),
+        );
         let forward = self.forward(&self.config);
         let got = self.backward(&self.config, Some(&forward));
         let states = got.initial.as_ref().expect("there were initial states");
@@ -132,7 +173,13 @@ impl Case {
             ("d state", &states.ssm, &expected.ssm_state),
         ] {
             let found = distance(a, b);
-            assert!(found <= limit, "{name}: {found:.2e} above {limit:.0e} for {:?}, batch {}, frames {}", self.config, self.batch, self.frames);
+            assert!(
+                found <= limit,
+                "{name}: {found:.2e} above {limit:.0e} for {:?}, batch {}, frames {}",
+                self.config,
+                self.batch,
+                self.frames
+            );
         }
     }
 }
@@ -156,8 +203,19 @@ fn padding_leaves_states_and_real_frames_as_without_it() {
         case.check(2e-5);
         let padded = case.forward(&config);
         let row = config.projected();
-        let states = States { conv: &case.conv_state[..config.conv_state_size()], ssm: &case.ssm_state[..config.ssm_state_size()] };
-        let bare = mamba2::forward(&config, frames(40 - padding), &case.projected[padding * row..40 * row], &case.weights(), Some(states), false, true);
+        let states = States {
+            conv: &case.conv_state[..config.conv_state_size()],
+            ssm: &case.ssm_state[..config.ssm_state_size()],
+        };
+        let bare = mamba2::forward(
+            &config,
+            frames(40 - padding),
+            &case.projected[padding * row..40 * row],
+            &case.weights(),
+            Some(states),
+            false,
+            true,
+        );
         assert!(distance(&padded.output[padding * config.inner..40 * config.inner], &wide(&bare.output)) < 1e-6);
         assert!(distance(&padded.ssm_state[..config.ssm_state_size()], &wide(&bare.ssm_state)) < 1e-6);
     }

@@ -8,8 +8,8 @@ use std::time::Instant;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use mambo_kernels::mamba2::Mamba2Config;
 use mambo_kernels::optimizer::{AdamW, Trained};
-use mambo_model::ops::{self, MixerWeights};
 use mambo_model::device;
+use mambo_model::ops::{self, MixerWeights};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -46,7 +46,12 @@ impl Model {
             let values: Vec<f32> = (0..count)
                 .map(|_| fill.unwrap_or_else(|| bound * ((rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0)))
                 .collect();
-            parameters.push(Parameter { shape: shape.to_vec(), first: vec![0.0; count], second: vec![0.0; count], values });
+            parameters.push(Parameter {
+                shape: shape.to_vec(),
+                first: vec![0.0; count],
+                second: vec![0.0; count],
+                values,
+            });
         };
         add(&[VOCABULARY, width], None);
         for _ in 0..layers {
@@ -118,7 +123,14 @@ impl Model {
         (ops::cross_entropy(logits, targets, 0.0), leaves)
     }
 
-    fn train(&mut self, tokens: &[i32], targets: Vec<i32>, batch: usize, step: u64, device: &Device) -> (f32, [f64; 3]) {
+    fn train(
+        &mut self,
+        tokens: &[i32],
+        targets: Vec<i32>,
+        batch: usize,
+        step: u64,
+        device: &Device,
+    ) -> (f32, [f64; 3]) {
         let start = Instant::now();
         let (loss, leaves) = self.loss(tokens, targets, batch, device);
         let value = loss.clone().into_scalar::<f32>();
@@ -128,7 +140,7 @@ impl Model {
             .iter()
             .map(|leaf| {
                 let gradient = leaf.grad_remove(&mut gradients).expect("every parameter is used");
-                gradient.into_data().to_vec().expect("f32 gradient")
+                gradient.into_data().try_to_vec().expect("f32 gradient")
             })
             .collect();
         let backward = start.elapsed().as_secs_f64() - forward;
@@ -136,9 +148,16 @@ impl Model {
             .parameters
             .iter_mut()
             .zip(&gradients)
-            .map(|(p, gradient)| Trained { value: &mut p.values, gradient, first: &mut p.first, second: &mut p.second, decay: p.shape.len() > 1 })
+            .map(|(p, gradient)| Trained {
+                value: &mut p.values,
+                gradient,
+                first: &mut p.first,
+                second: &mut p.second,
+                decay: p.shape.len() > 1,
+            })
             .collect();
-        AdamW { rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, step, gradient_scale: 1.0 }.apply(&mut trained);
+        AdamW { rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, step, gradient_scale: 1.0 }
+            .apply(&mut trained);
         (value, [forward, backward, start.elapsed().as_secs_f64() - forward - backward])
     }
 }
@@ -157,22 +176,35 @@ fn main() {
     let (batch, frames, chunk) = (argument(3, 8), argument(4, 512), argument(5, 64));
     let mut model = Model::new(layers, width, state, chunk, argument(6, 0) > 0);
     let count: usize = model.parameters.iter().map(|p| p.values.len()).sum();
-    println!("{count} parameters, {:?}, {} threads", mambo_kernels::simd::instruction_set(), rayon::current_num_threads());
+    println!(
+        "{count} parameters, {:?}, {} threads",
+        mambo_kernels::simd::instruction_set(),
+        rayon::current_num_threads()
+    );
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let tokens: Vec<i32> = (0..batch * (frames + 1)).map(|_| (rng.next_u32() % VOCABULARY as u32) as i32).collect();
-    let rows = |shift: usize| -> Vec<i32> { tokens.chunks(frames + 1).flat_map(|row| row[shift..shift + frames].to_vec()).collect() };
+    let rows = |shift: usize| -> Vec<i32> {
+        tokens.chunks(frames + 1).flat_map(|row| row[shift..shift + frames].to_vec()).collect()
+    };
     let device = device::cpu_training();
     let mut times = Vec::new();
     for step in 1..=argument(7, 9) as u64 {
         let (loss, parts) = model.train(&rows(0), rows(1), batch, step, &device);
         let total: f64 = parts.iter().sum();
-        println!("step {step}: loss {loss:.4}, forward {:.3} s, backward {:.3} s, optimizer {:.3} s, total {total:.3} s", parts[0], parts[1], parts[2]);
+        println!(
+            "step {step}: loss {loss:.4}, forward {:.3} s, backward {:.3} s, optimizer {:.3} s, total {total:.3} s",
+            parts[0], parts[1], parts[2]
+        );
         if step > 2 {
             times.push(total);
         }
     }
     times.sort_by(f64::total_cmp);
     if let Some(median) = times.get(times.len() / 2) {
-        println!("median {median:.3} s, {:.0} tokens/s, peak memory {:?} MB", (batch * frames) as f64 / median, peak_memory());
+        println!(
+            "median {median:.3} s, {:.0} tokens/s, peak memory {:?} MB",
+            (batch * frames) as f64 / median,
+            peak_memory()
+        );
     }
 }

@@ -83,13 +83,7 @@ pub struct Simba {
 impl Simba {
     /// Adds the parameters of `layers` blocks and the final norm; the feed-forward layers are
     /// `ff_width` wide.
-    pub fn init(
-        mixer: &Mamba2Config,
-        layers: usize,
-        ff_width: usize,
-        draw: &mut Initialiser,
-        into: &mut Parameters,
-    ) {
+    pub fn init(mixer: &Mamba2Config, layers: usize, ff_width: usize, draw: &mut Initialiser, into: &mut Parameters) {
         let width = mixer.d_model;
         let residual_scale = 1.0 / (2.0 * layers as f32).sqrt();
         for i in 0..layers {

@@ -11,8 +11,8 @@ use mambo_audio::limiter::Limiter;
 use crate::codec::{Codec, HouseCodec, HouseError, HouseStream};
 use crate::generate::{LanguageModel, LmFolderError};
 use crate::sampler::{Sampling, SamplingError};
-use crate::text::minilm::MiniLm;
 use crate::text::TextError;
+use crate::text::minilm::MiniLm;
 use crate::tokens::CodecSpec;
 
 /// Frames made ahead of the decoder.
@@ -39,7 +39,9 @@ pub enum BundleError {
     #[error(transparent)]
     Text(#[from] TextError),
     /// The language model speaks another codec's tokens.
-    #[error("{path}: the language model was trained on the tokens of {expected:?}, the folder holds the codec {found:?}")]
+    #[error(
+        "{path}: the language model was trained on the tokens of {expected:?}, the folder holds the codec {found:?}"
+    )]
     Mismatch {
         /// Folder.
         path: PathBuf,
@@ -88,7 +90,11 @@ impl Bundle {
         let (text, codec, language) = (text?, codec?, language?);
         let expected = &language.file.codec;
         let found = codec.spec();
-        if expected.name != found.name || expected.hop != found.hop || expected.cardinality != found.cardinality || expected.levels > found.levels {
+        if expected.name != found.name
+            || expected.hop != found.hop
+            || expected.cardinality != found.cardinality
+            || expected.levels > found.levels
+        {
             return Err(BundleError::Mismatch {
                 path: folder.to_owned(),
                 expected: Box::new(expected.clone()),

@@ -84,8 +84,7 @@ impl LmFile {
     /// Reads a folder: the description and all weights.
     pub fn load(folder: &Path) -> Result<(Self, Parameters), LmFolderError> {
         let path = folder.join(CONFIG_FILE);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| LmFolderError::Io { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| LmFolderError::Io { path: path.clone(), source })?;
         let file: Self = toml::from_str(&text)
             .map_err(|source| LmFolderError::Toml { path: path.clone(), source: Box::new(source) })?;
         // The centroids come with the weights; zeros only give them their place.
@@ -127,12 +126,7 @@ impl LanguageModel {
     }
 
     /// Frames for a caption (`[tokens, text_width]`, `None` for no caption), without end.
-    pub fn generate(
-        &self,
-        text: Option<&[f32]>,
-        sampling: &Sampling,
-        seed: u64,
-    ) -> Result<Generator, SamplingError> {
+    pub fn generate(&self, text: Option<&[f32]>, sampling: &Sampling, seed: u64) -> Result<Generator, SamplingError> {
         Generator::new(self.stepper.clone(), text, sampling, seed)
     }
 }

@@ -50,8 +50,7 @@ impl Lm {
         let mut head = Vec::with_capacity(config.codebooks);
         for k in 0..config.codebooks {
             let mut table: Tensor<2> = bound.tensor(&format!("embedding.{k}.weight"));
-            let vectors =
-                (config.codec_width > 0).then(|| bound.tensor::<2>(&format!("codec_vectors.{k}")));
+            let vectors = (config.codec_width > 0).then(|| bound.tensor::<2>(&format!("codec_vectors.{k}")));
             if let Some(vectors) = &vectors {
                 let near = vectors.clone().matmul(bound.tensor(&format!("codec_embedding.{k}")));
                 let special = Tensor::zeros([1, config.d_model], bound.device());
@@ -59,10 +58,9 @@ impl Lm {
             }
             let mut out = match config.head {
                 Head::Free => bound.tensor(&format!("lm_head.{k}.weight")),
-                Head::Tied => table
-                    .clone()
-                    .narrow(0, 0, codes)
-                    .matmul(bound.tensor(&format!("lm_head.{k}.projection"))),
+                Head::Tied => {
+                    table.clone().narrow(0, 0, codes).matmul(bound.tensor(&format!("lm_head.{k}.projection")))
+                }
                 Head::Factored => bound
                     .tensor::<2>(&format!("lm_head.{k}.codes"))
                     .matmul(bound.tensor(&format!("lm_head.{k}.directions"))),
@@ -74,15 +72,12 @@ impl Lm {
             embedding.push(table * embedding_scale(config));
             head.push(out);
         }
-        let per_codebook = |name: &str| -> Vec<String> {
-            (0..config.codebooks).map(|k| name.replace('#', &k.to_string())).collect()
-        };
+        let per_codebook =
+            |name: &str| -> Vec<String> { (0..config.codebooks).map(|k| name.replace('#', &k.to_string())).collect() };
         let same_again = if config.same_again {
             per_codebook("same_again.#")
                 .iter()
-                .map(|name| {
-                    (bound.tensor(&format!("{name}.weight")), bound.tensor(&format!("{name}.bias")))
-                })
+                .map(|name| (bound.tensor(&format!("{name}.weight")), bound.tensor(&format!("{name}.bias"))))
                 .collect()
         } else {
             Vec::new()
@@ -122,8 +117,7 @@ impl Lm {
         };
         let states = floats(&text.states, config.text_width);
         let linear = ops::linear_turned(states, self.condition_linear.clone(), Some(self.condition_bias.clone()));
-        let text_btd =
-            ops::layer_norm(linear, self.norm_weight.clone(), self.norm_bias.clone(), NORM_EPSILON);
+        let text_btd = ops::layer_norm(linear, self.norm_weight.clone(), self.norm_bias.clone(), NORM_EPSILON);
         let null_btd = ops::linear(floats(&text.null, config.null_tokens), self.null_prefix.clone(), None);
         text_btd * floats(&text.text, 1) + null_btd
     }
@@ -167,8 +161,7 @@ impl Lm {
                 match self.same_again.get(k) {
                     None => logits,
                     Some((weight, bias)) => {
-                        let gate_n1 =
-                            ops::linear_turned(h_nd.clone(), weight.clone(), Some(bias.clone()));
+                        let gate_n1 = ops::linear_turned(h_nd.clone(), weight.clone(), Some(bias.clone()));
                         self.raise_repeated(logits, gate_n1, codes, batch, k)
                     }
                 }

@@ -19,8 +19,8 @@ use burn::tensor::{Bytes, DType, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
 
 pub use layers::{
-    ada_layer_norm, add_bias, bias_gelu, cross_entropy, depthwise_conv1d, dropout, gelu, layer_norm, linear, linear_turned,
-    residual, rms_norm, silu,
+    ada_layer_norm, add_bias, bias_gelu, cross_entropy, depthwise_conv1d, dropout, gelu, layer_norm, linear,
+    linear_turned, residual, rms_norm, silu,
 };
 pub use mixer::{MixerStates, MixerWeights, mamba2_mixer, mamba2_mixer_with_states};
 
@@ -41,7 +41,13 @@ type Shared = Arc<dyn Operation>;
 trait FusedOperations: Backend {
     fn fused_1(operation: Shared, a: FloatTensor<Self>) -> FloatTensor<Self>;
     fn fused_2(operation: Shared, a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
-    fn fused_3(operation: Shared, a: FloatTensor<Self>, b: FloatTensor<Self>, c: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn fused_3(
+        operation: Shared,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    #[allow(clippy::too_many_arguments)]
     fn fused_7(
         operation: Shared,
         a: FloatTensor<Self>,
@@ -52,6 +58,7 @@ trait FusedOperations: Backend {
         f: FloatTensor<Self>,
         g: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+    #[allow(clippy::too_many_arguments)]
     fn fused_9(
         operation: Shared,
         a: FloatTensor<Self>,
@@ -83,7 +90,13 @@ macro_rules! implement {
     };
 }
 
-implement!(fused_1(a), fused_2(a, b), fused_3(a, b, c), fused_7(a, b, c, d, e, f, g), fused_9(a, b, c, d, e, f, g, h, i));
+implement!(
+    fused_1(a),
+    fused_2(a, b),
+    fused_3(a, b, c),
+    fused_7(a, b, c, d, e, f, g),
+    fused_9(a, b, c, d, e, f, g, h, i)
+);
 
 /// What the backward pass of an operation reads.
 #[derive(Clone, Debug)]
@@ -159,7 +172,11 @@ fn apply_1<const A: usize, const D: usize>(operation: impl Operation, a: Tensor<
     Tensor::from_dispatch(<burn::backend::Dispatch as FusedOperations>::fused_1(Arc::new(operation), a.into_dispatch()))
 }
 
-fn apply_2<const A: usize, const B: usize, const D: usize>(operation: impl Operation, a: Tensor<A>, b: Tensor<B>) -> Tensor<D> {
+fn apply_2<const A: usize, const B: usize, const D: usize>(
+    operation: impl Operation,
+    a: Tensor<A>,
+    b: Tensor<B>,
+) -> Tensor<D> {
     Tensor::from_dispatch(<burn::backend::Dispatch as FusedOperations>::fused_2(
         Arc::new(operation),
         a.into_dispatch(),

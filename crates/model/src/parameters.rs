@@ -156,11 +156,8 @@ impl Parameters {
             .map(|parameter| {
                 let data = TensorData::new(parameter.values.clone(), [parameter.values.len()]);
                 let leaf = Tensor::<1>::from_data(data, device);
-                let leaf = if device.is_autodiff() && parameter.role != Role::Buffer {
-                    leaf.require_grad()
-                } else {
-                    leaf
-                };
+                let leaf =
+                    if device.is_autodiff() && parameter.role != Role::Buffer { leaf.require_grad() } else { leaf };
                 Leaf { shape: parameter.shape.clone(), tensor: leaf }
             })
             .collect();
@@ -177,14 +174,11 @@ impl Parameters {
         let encode = |values: &[f32]| -> Vec<u8> {
             match precision {
                 Precision::F32 => bytemuck::cast_slice(values).to_vec(),
-                Precision::F16 => {
-                    values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect()
-                }
+                Precision::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
             }
         };
         let tensors = self.list.iter().map(|p| (p.name.clone(), dtype, p.shape.clone(), encode(&p.values)));
-        write_tensors(path, tensors.collect(), note)
-            .map_err(|source| WriteError { path: path.to_owned(), source })
+        write_tensors(path, tensors.collect(), note).map_err(|source| WriteError { path: path.to_owned(), source })
     }
 
     /// Overwrites all values from a safetensors file (f32, f16 or bf16); names and shapes must match.
@@ -277,10 +271,9 @@ impl Bound {
                     return Vec::new();
                 }
                 match leaf.tensor.grad_remove(&mut gradients) {
-                    Some(gradient) => gradient
-                        .into_data()
-                        .try_into_vec::<f32>()
-                        .expect("parameters are f32, so gradients are"),
+                    Some(gradient) => {
+                        gradient.into_data().try_into_vec::<f32>().expect("parameters are f32, so gradients are")
+                    }
                     None => vec![0.0; leaf.shape.iter().product()],
                 }
             })

@@ -81,9 +81,7 @@ impl Sampling {
         let chance = random::uniform(rng);
         let mut order: Vec<u16> = (0..logits.len() as u16).collect();
         // Ties by index: the order must not depend on the sorting algorithm.
-        order.sort_unstable_by(|&a, &b| {
-            logits[usize::from(b)].total_cmp(&logits[usize::from(a)]).then(a.cmp(&b))
-        });
+        order.sort_unstable_by(|&a, &b| logits[usize::from(b)].total_cmp(&logits[usize::from(a)]).then(a.cmp(&b)));
         if self.temperature == 0.0 || order.len() == 1 {
             return order[0];
         }
@@ -91,10 +89,8 @@ impl Sampling {
             order.truncate(self.top_k);
         }
         let highest = logits[usize::from(order[0])];
-        let mut weights: Vec<f32> = order
-            .iter()
-            .map(|&code| ((logits[usize::from(code)] - highest) / self.temperature).exp())
-            .collect();
+        let mut weights: Vec<f32> =
+            order.iter().map(|&code| ((logits[usize::from(code)] - highest) / self.temperature).exp()).collect();
         let total: f32 = weights.iter().sum();
         if self.top_p < 1.0 {
             let mut reached = 0.0;
@@ -159,7 +155,7 @@ mod tests {
             counts[usize::from(plain().draw(&logits, &mut rng))] += 1;
         }
         for (count, expected) in counts.iter().zip([10_000, 6_000, 4_000]) {
-            assert!((count - expected as i32).abs() < 300, "{counts:?}");
+            assert!(i32::abs(count - expected) < 300, "{counts:?}");
         }
     }
 

@@ -136,9 +136,9 @@ impl Stepper {
             .map(|(k, table)| HeadWeights {
                 table: Packed::new(&floats(table), width),
                 bias: values(&format!("lm_head.{k}.bias")),
-                same_again: config.same_again.then(|| {
-                    (values(&format!("same_again.{k}.weight")), values(&format!("same_again.{k}.bias"))[0])
-                }),
+                same_again: config
+                    .same_again
+                    .then(|| (values(&format!("same_again.{k}.weight")), values(&format!("same_again.{k}.bias"))[0])),
             })
             .collect();
         let blocks = (0..config.layers)

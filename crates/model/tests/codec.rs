@@ -1,6 +1,10 @@
 //! The house codec with random weights: shapes, files, and the law that windows do not depend on how frames arrive.
 
-use mambo_model::codec::{BandLayout, Codec, Decoding, FlowConfig, HouseCodec, HouseConfig, LEVEL_CHOICES, level_choice};
+#![allow(clippy::unwrap_used)]
+
+use mambo_model::codec::{
+    BandLayout, Codec, Decoding, FlowConfig, HouseCodec, HouseConfig, LEVEL_CHOICES, level_choice,
+};
 use mambo_model::parameters::{Initialiser, Parameters};
 use mambo_model::tokens::CodecSpec;
 

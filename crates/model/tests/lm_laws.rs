@@ -1,5 +1,7 @@
 //! Laws of the language model: forward == fold(step), chunks, padding, null text, decoding, generation.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -197,8 +199,7 @@ fn golden(config: &Mamba2Config, parameters: &Parameters, input: &[f32], frames:
     let get = |name: &str| -> Vec<f64> {
         parameters.get(&format!("m.{name}")).unwrap().values.iter().map(|&value| f64::from(value)).collect()
     };
-    let (inner, size, heads, channels) =
-        (config.d_inner(), config.d_state, config.heads(), config.conv_width());
+    let (inner, size, heads, channels) = (config.d_inner(), config.d_state, config.heads(), config.conv_width());
     let (w_in, w_conv, b_conv, w_out) =
         (get("in_proj.weight"), get("conv1d.weight"), get("conv1d.bias"), get("out_proj.weight"));
     let (dt_bias, a_log, d, gain) = (get("dt_bias"), get("A_log"), get("D"), get("norm.weight"));

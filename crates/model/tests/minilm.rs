@@ -1,5 +1,7 @@
 //! all-MiniLM-L6-v2 against the float64 reference in tools/reference/minilm.py and the Python tokenizers package.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use mambo_model::text::minilm::{MAX_TOKENS, WIDTH};

@@ -1,5 +1,7 @@
 //! musicnn against the float64 reference in tools/reference/musicnn.py, on a signal that both sides compute.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use mambo_model::listen::Musicnn;

@@ -1,5 +1,7 @@
 //! Fused operations against Burn's own, in values and gradients.
 
+#![allow(clippy::unwrap_used)]
+
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, activation};
 use mambo_kernels::mamba2::{Mamba2Config, Sequences, States, Weights, plain};
 use mambo_model::{device, ops};
@@ -15,7 +17,7 @@ fn tensor<const D: usize>(data: &[f32], shape: [usize; D], device: &Device) -> T
 }
 
 fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().to_vec().expect("f32 tensor")
+    tensor.into_data().try_to_vec().expect("f32 tensor")
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {
@@ -63,10 +65,19 @@ impl Probe {
     fn run(&self, table: [usize; 2], function: impl Fn(Inputs) -> Tensor<3>) -> Vec<Vec<f32>> {
         let device = device::cpu_training();
         let x = tensor(&self.x, SHAPE, &device).require_grad();
-        let (row_a, row_b) = (tensor(&self.row_a, [40], &device).require_grad(), tensor(&self.row_b, [40], &device).require_grad());
-        let (table_a, table_b) =
-            (tensor(&self.table_a, table, &device).require_grad(), tensor(&self.table_b, table, &device).require_grad());
-        let out = function(Inputs { x: x.clone(), row_a: row_a.clone(), row_b: row_b.clone(), table_a: table_a.clone(), table_b: table_b.clone() });
+        let (row_a, row_b) =
+            (tensor(&self.row_a, [40], &device).require_grad(), tensor(&self.row_b, [40], &device).require_grad());
+        let (table_a, table_b) = (
+            tensor(&self.table_a, table, &device).require_grad(),
+            tensor(&self.table_b, table, &device).require_grad(),
+        );
+        let out = function(Inputs {
+            x: x.clone(),
+            row_a: row_a.clone(),
+            row_b: row_b.clone(),
+            table_a: table_a.clone(),
+            table_b: table_b.clone(),
+        });
         let shape = out.dims();
         let weighting = tensor(&self.weighting[..shape.iter().product()], shape, &device);
         let gradients = (out.clone() * weighting).sum().backward();
@@ -79,7 +90,13 @@ impl Probe {
         results
     }
 
-    fn compare(&self, name: &str, table: [usize; 2], fused: impl Fn(Inputs) -> Tensor<3>, reference: impl Fn(Inputs) -> Tensor<3>) {
+    fn compare(
+        &self,
+        name: &str,
+        table: [usize; 2],
+        fused: impl Fn(Inputs) -> Tensor<3>,
+        reference: impl Fn(Inputs) -> Tensor<3>,
+    ) {
         let (got, expected) = (self.run(table, fused), self.run(table, reference));
         assert_eq!(got.len(), expected.len(), "{name}: number of gradients");
         for (index, (a, b)) in got.iter().zip(&expected).enumerate() {
@@ -188,7 +205,12 @@ fn dropout_masks_alike_in_both_directions() {
             assert!((d_x - weight / 0.7).abs() < 1e-5);
         }
     }
-    probe.compare("residual", table, |i| ops::residual(i.x.clone(), i.x * row(i.row_a), 0.0, 0), |i| i.x.clone() + i.x * row(i.row_a));
+    probe.compare(
+        "residual",
+        table,
+        |i| ops::residual(i.x.clone(), i.x * row(i.row_a), 0.0, 0),
+        |i| i.x.clone() + i.x * row(i.row_a),
+    );
     let joined = probe.run(table, |i| ops::residual(i.x.clone() * 0.0, i.x, 0.3, 5));
     assert_eq!(joined[0], results[0]);
     assert_eq!(joined[1], results[1]);
@@ -264,7 +286,8 @@ fn mixer_matches_the_recurrence() {
         let initial = with_states.then_some(States { conv: &exact_conv, ssm: &exact_ssm });
         let d_final = with_states.then_some(States { conv: &exact_d_conv, ssm: &exact_d_ssm });
         let trace = plain::forward(&config, sequences, &exact_projected, &weights, initial);
-        let expected = plain::backward(&config, sequences, &exact_projected, &weights, initial, &trace, &exact_d_output, d_final);
+        let expected =
+            plain::backward(&config, sequences, &exact_projected, &weights, initial, &trace, &exact_d_output, d_final);
 
         let device = device::cpu_training();
         let x = tensor(&projected, [batch, frames, config.projected()], &device).require_grad();
@@ -283,7 +306,14 @@ fn mixer_matches_the_recurrence() {
         };
         let weighting = tensor(&d_output, [batch, frames, 64], &device);
         let (output, loss) = if with_states {
-            let (output, last) = ops::mamba2_mixer_with_states(x.clone(), mixer.clone(), states.clone(), config, padding.clone(), recompute);
+            let (output, last) = ops::mamba2_mixer_with_states(
+                x.clone(),
+                mixer.clone(),
+                states.clone(),
+                config,
+                padding.clone(),
+                recompute,
+            );
             let loss = (output.clone() * weighting).sum()
                 + (last.conv_bcw.clone() * tensor(&d_conv, [batch, channels, 3], &device)).sum()
                 + (last.ssm_bhpn.clone() * tensor(&d_ssm, [batch, 4, 16, 24], &device)).sum();

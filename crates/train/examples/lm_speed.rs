@@ -26,9 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (mut config, train) = (experiment.model, experiment.train);
     config.codec_width = if train.codec_vectors { 64 } else { 0 };
     let mut rng = random::stream(1, "speed", 0);
-    let vectors: Vec<f32> = (0..config.codebooks * config.cardinality * config.codec_width)
-        .map(|_| random::normal(&mut rng))
-        .collect();
+    let vectors: Vec<f32> =
+        (0..config.codebooks * config.cardinality * config.codec_width).map(|_| random::normal(&mut rng)).collect();
     let mut parameters = config.init(&vectors, &mut Initialiser::seeded(1))?;
     println!("{:.2} M trained values", parameters.trained_count() as f64 / 1e6);
 
@@ -54,7 +53,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let all = started.elapsed().as_secs_f64();
         let update = all - forward - backward;
         let rate = (train.batch * frames) as f64 / all;
-        println!("step {all:.3} s (forward {forward:.3}, backward {backward:.3}, update {update:.3}): {rate:.0} frames/s");
+        println!(
+            "step {all:.3} s (forward {forward:.3}, backward {backward:.3}, update {update:.3}): {rate:.0} frames/s"
+        );
     }
 
     let started = Instant::now();
@@ -65,7 +66,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let started = Instant::now();
         let count = Generator::new(stepper.clone(), Some(&caption), &sampling, 1)?.take(frames).count();
         let seconds = started.elapsed().as_secs_f64();
-        println!("guidance {guidance}: {count} frames in {seconds:.3} s, {:.3} ms a frame", 1e3 * seconds / count as f64);
+        println!(
+            "guidance {guidance}: {count} frames in {seconds:.3} s, {:.3} ms a frame",
+            1e3 * seconds / count as f64
+        );
     }
     Ok(())
 }

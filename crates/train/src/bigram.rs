@@ -175,7 +175,11 @@ mod tests {
             let mut code = 0u16;
             (0..200)
                 .map(|_| {
-                    code = if random::uniform(&mut rng) < 0.9 { (code + 1) % 50 } else { random::below(&mut rng, 50) as u16 };
+                    code = if random::uniform(&mut rng) < 0.9 {
+                        (code + 1) % 50
+                    } else {
+                        random::below(&mut rng, 50) as u16
+                    };
                     code
                 })
                 .collect()

@@ -108,7 +108,9 @@ pub enum CodecTrainError {
     #[error(transparent)]
     Codec(#[from] HouseError),
     /// Too little sound.
-    #[error("{manifest}: the split `{split}` holds {found} tokens, at least {expected} are needed; fetch more music or choose other tiers")]
+    #[error(
+        "{manifest}: the split `{split}` holds {found} tokens, at least {expected} are needed; fetch more music or choose other tiers"
+    )]
     TooLittle {
         /// Manifest.
         manifest: PathBuf,

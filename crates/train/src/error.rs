@@ -50,7 +50,9 @@ pub enum TrainError {
     #[error(transparent)]
     Data(#[from] DataError),
     /// Shards and experiment do not fit together.
-    #[error("the shards have {what} {found}, the experiment expects {expected}; prepare them again or change the experiment")]
+    #[error(
+        "the shards have {what} {found}, the experiment expects {expected}; prepare them again or change the experiment"
+    )]
     Mismatch {
         /// What differs.
         what: &'static str,
@@ -83,7 +85,9 @@ pub enum TrainError {
         reason: String,
     },
     /// Too many steps in a row had infinite gradients.
-    #[error("training diverged: gradients were not finite for {steps} steps up to step {step}; lower optim.rate or raise optim.warmup")]
+    #[error(
+        "training diverged: gradients were not finite for {steps} steps up to step {step}; lower optim.rate or raise optim.warmup"
+    )]
     Diverged {
         /// Last step.
         step: u64,

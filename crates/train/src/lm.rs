@@ -122,8 +122,7 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
     let mut parameters = config.init(&vectors, &mut Initialiser::seeded(seed))?;
     let mut optimizer = Optimizer::new(&experiment.optim, &parameters, train.steps);
     let folder = RunFolder::open(folder, experiment)?;
-    let resumed =
-        checkpoint::load::<Memory>(&folder.checkpoint(), seed, &mut parameters, &mut optimizer)?;
+    let resumed = checkpoint::load::<Memory>(&folder.checkpoint(), seed, &mut parameters, &mut optimizer)?;
     let (mut step, mut memory) = resumed.map_or((0, Memory::default()), |at| (at.step, at.state));
     let mut tracker = Tracker::open(folder.root(), step)?;
     let file = LmFile { model: config.clone(), codec, sampling: experiment.sampling.clone() };
@@ -238,22 +237,11 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
 }
 
 /// Scores a model folder's weights on a split: what `eval` reports beside the bigram.
-pub fn score_model(
-    config: &LmConfig,
-    parameters: &Parameters,
-    split: Split,
-    source: &BatchSource,
-) -> SplitScore {
+pub fn score_model(config: &LmConfig, parameters: &Parameters, split: Split, source: &BatchSource) -> SplitScore {
     score(config, parameters, split, source, 0)
 }
 
-fn score(
-    config: &LmConfig,
-    parameters: &Parameters,
-    split: Split,
-    source: &BatchSource,
-    most: usize,
-) -> SplitScore {
+fn score(config: &LmConfig, parameters: &Parameters, split: Split, source: &BatchSource, most: usize) -> SplitScore {
     let model = Lm::new(config, &parameters.bind(&Device::flex()));
     let clips = if most == 0 { source.len() } else { most.min(source.len()) };
     let (mut nll, mut counts) = (vec![0.0; config.codebooks], vec![0; config.codebooks]);
@@ -387,10 +375,8 @@ impl Window {
     }
 
     fn metrics(&self) -> Vec<(String, f64)> {
-        let mut out = vec![
-            ("train/loss".into(), self.loss()),
-            ("train/frames_per_second".into(), self.frames_per_second()),
-        ];
+        let mut out =
+            vec![("train/loss".into(), self.loss()), ("train/frames_per_second".into(), self.frames_per_second())];
         let per_codebook = self.per_codebook();
         out.push(("train/perplexity_level_1".into(), per_codebook.first().map_or(f64::NAN, |nll| nll.exp())));
         for (k, nll) in per_codebook.iter().enumerate() {

@@ -65,9 +65,7 @@ impl OptimConfig {
             ("optim.ema", self.ema, (0.0..1.0).contains(&self.ema), "0 to below 1"),
         ];
         match rules.iter().find(|rule| !rule.2) {
-            Some((key, found, _, expected)) => {
-                Err(TrainError::Setting { key, found: found.to_string(), expected })
-            }
+            Some((key, found, _, expected)) => Err(TrainError::Setting { key, found: found.to_string(), expected }),
             None => Ok(()),
         }
     }

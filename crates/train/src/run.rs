@@ -17,10 +17,7 @@ pub struct RunFolder {
 impl RunFolder {
     /// Opens or makes the folder of `experiment`. A folder made by another experiment is refused: mixing
     /// them would break the promise that a resumed run equals an uninterrupted one.
-    pub fn open<E: Serialize + DeserializeOwned + PartialEq>(
-        root: &Path,
-        experiment: &E,
-    ) -> Result<Self, TrainError> {
+    pub fn open<E: Serialize + DeserializeOwned + PartialEq>(root: &Path, experiment: &E) -> Result<Self, TrainError> {
         std::fs::create_dir_all(root).map_err(TrainError::io(root, "make the run folder"))?;
         let path = root.join("experiment.toml");
         if path.exists() {

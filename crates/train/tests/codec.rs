@@ -1,5 +1,7 @@
 //! A codec trained from nothing on made-up sound: it learns, and an interrupted run ends in the same bytes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 

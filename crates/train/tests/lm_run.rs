@@ -1,5 +1,7 @@
 //! The training loop on a tiny corpus: it learns, it resumes exactly, it refuses what does not fit.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -134,7 +136,8 @@ fn it_learns_two_clips_by_heart_and_generates_them() {
     experiment.train.sample_every = 60;
     let mut sampled = Vec::new();
     let mut hook = |model: &LanguageModel, step: u64| -> Result<(), String> {
-        let frames: Vec<_> = model.generate(None, &Sampling::default(), 1).map_err(|e| e.to_string())?.take(5).collect();
+        let frames: Vec<_> =
+            model.generate(None, &Sampling::default(), 1).map_err(|e| e.to_string())?.take(5).collect();
         sampled.push((step, frames.len()));
         Ok(())
     };
@@ -174,14 +177,20 @@ fn a_run_cut_anywhere_and_resumed_equals_an_uninterrupted_one() {
         let mut hook = |_: &LanguageModel, step: u64| if step == cut { Err("cut".into()) } else { Ok(()) };
         assert!(matches!(go(&experiment, &run_folder, Some(&mut hook)), Err(TrainError::Sample { .. })));
         go(&experiment, &run_folder, None).unwrap();
-        assert_eq!(bytes(whole.join("checkpoint.safetensors")), bytes(run_folder.join("checkpoint.safetensors")), "cut {cut}");
+        assert_eq!(
+            bytes(whole.join("checkpoint.safetensors")),
+            bytes(run_folder.join("checkpoint.safetensors")),
+            "cut {cut}"
+        );
         for name in ["best", "last"] {
             let weights = |root: &Path| bytes(root.join(name).join("lm.safetensors"));
             assert_eq!(weights(&whole), weights(&run_folder), "{name}, cut {cut}");
         }
         let steps = |root: &Path| -> Vec<u64> {
             let text = std::fs::read_to_string(root.join(METRICS_FILE)).unwrap();
-            text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap()).collect()
+            text.lines()
+                .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap())
+                .collect()
         };
         assert_eq!(steps(&whole), steps(&run_folder), "metrics, cut {cut}");
     }

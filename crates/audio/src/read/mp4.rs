@@ -159,9 +159,7 @@ mod tests {
 
     #[test]
     fn one_edit_is_a_part_and_two_are_a_cut() {
-        let entry = |duration: u32, start: i32| {
-            [duration.to_be_bytes(), start.to_be_bytes(), [0, 1, 0, 0]].concat()
-        };
+        let entry = |duration: u32, start: i32| [duration.to_be_bytes(), start.to_be_bytes(), [0, 1, 0, 0]].concat();
         let list = |entries: &[Vec<u8>]| {
             let mut bytes = vec![0, 0, 0, 0];
             bytes.extend((entries.len() as u32).to_be_bytes());

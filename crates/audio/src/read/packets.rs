@@ -136,17 +136,14 @@ fn open_container(file: File, kind: Kind) -> Result<Box<dyn FormatReader>, Fault
     }
     medium.rewind()?;
     let stream = MediaSourceStream::new(Box::new(medium), MediaSourceStreamOptions::default());
-    let limits = MetadataOptions::default()
-        .limit_tag_bytes(Limit::Maximum(1 << 20))
-        .limit_visual_bytes(Limit::Maximum(0));
-    probe
-        .probe(&Hint::new(), stream, FormatOptions::default(), limits)
-        .map_err(|error| match error {
-            Error::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                Fault::Malformed("it ends inside its header".into())
-            }
-            error => container_fault(error),
-        })
+    let limits =
+        MetadataOptions::default().limit_tag_bytes(Limit::Maximum(1 << 20)).limit_visual_bytes(Limit::Maximum(0));
+    probe.probe(&Hint::new(), stream, FormatOptions::default(), limits).map_err(|error| match error {
+        Error::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            Fault::Malformed("it ends inside its header".into())
+        }
+        error => container_fault(error),
+    })
 }
 
 /// A file of pretended length. Of an MP4 file that is cut off, symphonia would not decode even what is there.
@@ -213,13 +210,12 @@ fn make_decoder(parameters: &AudioCodecParameters) -> Result<Decoder, Fault> {
     registry.register_audio_decoder::<codecs::FlacDecoder>();
     registry.register_audio_decoder::<codecs::MpaDecoder>();
     registry.register_audio_decoder::<codecs::VorbisDecoder>();
-    registry
-        .make_audio_decoder(parameters, &AudioDecoderOptions::default())
-        .map(Decoder::Symphonia)
-        .map_err(|error| match error {
+    registry.make_audio_decoder(parameters, &AudioDecoderOptions::default()).map(Decoder::Symphonia).map_err(|error| {
+        match error {
             Error::Unsupported(what) => Fault::Unsupported(format!("codec {} ({what})", parameters.codec)),
             error => container_fault(error),
-        })
+        }
+    })
 }
 
 fn format_name(kind: Kind, codec: AudioCodecId) -> &'static str {
@@ -318,10 +314,11 @@ impl PacketSource {
             }
         }
         // Before the first sample, a fault is the file's fault as a whole.
-        if self.good == 0 && matches!(self.ending, Some(Err(_))) {
-            if let Some(Err(fault)) = self.ending.replace(Ok(())) {
-                return Err(fault);
-            }
+        if self.good == 0
+            && matches!(self.ending, Some(Err(_)))
+            && let Some(Err(fault)) = self.ending.replace(Ok(()))
+        {
+            return Err(fault);
         }
         Ok(())
     }
@@ -426,9 +423,9 @@ fn check_flac_has_frames(file: &mut File, start: u64) -> Result<(), Fault> {
         };
         if kind & 0x7f == 0 {
             // The last 36 bits of the 18 bytes before the digest.
-            promised = head.get(17..22).map_or(0, |bits| {
-                bits.iter().fold(0, |all, &byte| all << 8 | u64::from(byte)) & ((1 << 36) - 1)
-            });
+            promised = head
+                .get(17..22)
+                .map_or(0, |bits| bits.iter().fold(0, |all, &byte| all << 8 | u64::from(byte)) & ((1 << 36) - 1));
         }
         position += 4 + u64::from(u32::from_be_bytes([0, a, b, c]));
         if kind & 0x80 != 0 {

@@ -197,10 +197,7 @@ fn describe(head: &[u8]) -> Option<String> {
         (b".snd", "Sun audio"),
         (b"RIFF", "a RIFF file without sound"),
     ];
-    KNOWN
-        .iter()
-        .find(|(magic, _)| head.starts_with(magic))
-        .map(|(_, name)| (*name).to_string())
+    KNOWN.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, name)| (*name).to_string())
 }
 
 fn looks_like_text(head: &[u8]) -> bool {

@@ -212,19 +212,13 @@ impl Solver {
                     for row in 0..frames {
                         let at = (task * TASK_FRAMES + row) * hop;
                         let inside = &signal[at..at + length];
-                        for ((value, sample), weight) in
-                            scratch.samples.iter_mut().zip(inside).zip(stft.window.iter())
+                        for ((value, sample), weight) in scratch.samples.iter_mut().zip(inside).zip(stft.window.iter())
                         {
                             *value = sample * weight;
                         }
                         stft.analyse(&mut scratch.samples, &mut scratch.bins, &mut scratch.fft);
                         let bin_range = row * bins..(row + 1) * bins;
-                        project(
-                            &mut scratch.bins,
-                            &mut previous[bin_range.clone()],
-                            &magnitudes[bin_range],
-                            momentum,
-                        );
+                        project(&mut scratch.bins, &mut previous[bin_range.clone()], &magnitudes[bin_range], momentum);
                         stft.add_frame(scratch, &mut piece[row * hop..]);
                     }
                 },
@@ -233,12 +227,7 @@ impl Solver {
 }
 
 /// `spectrum` becomes the extrapolated spectrum with its magnitudes replaced; `previous` the consistent one.
-fn project(
-    spectrum: &mut [Complex<f32>],
-    previous: &mut [Complex<f32>],
-    magnitudes: &[f32],
-    momentum: f32,
-) {
+fn project(spectrum: &mut [Complex<f32>], previous: &mut [Complex<f32>], magnitudes: &[f32], momentum: f32) {
     for ((value, before), &magnitude) in spectrum.iter_mut().zip(previous).zip(magnitudes) {
         let now = *value;
         let ahead = now + (now - *before) * momentum;

@@ -14,20 +14,12 @@ fn log_step() -> f64 {
 
 /// Frequency in Hz to mel (Slaney).
 pub fn hz_to_mel(hz: f64) -> f64 {
-    if hz < BREAK_HZ {
-        hz / HZ_PER_MEL
-    } else {
-        BREAK_MEL + (hz / BREAK_HZ).ln() / log_step()
-    }
+    if hz < BREAK_HZ { hz / HZ_PER_MEL } else { BREAK_MEL + (hz / BREAK_HZ).ln() / log_step() }
 }
 
 /// Mel (Slaney) to frequency in Hz.
 pub fn mel_to_hz(mel: f64) -> f64 {
-    if mel < BREAK_MEL {
-        mel * HZ_PER_MEL
-    } else {
-        BREAK_HZ * ((mel - BREAK_MEL) * log_step()).exp()
-    }
+    if mel < BREAK_MEL { mel * HZ_PER_MEL } else { BREAK_HZ * ((mel - BREAK_MEL) * log_step()).exp() }
 }
 
 /// A sparse matrix of triangles, `[bands, bins]`: of each band only the bins it covers.

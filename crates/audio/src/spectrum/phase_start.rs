@@ -56,14 +56,7 @@ impl PhaseStart {
         self.started = true;
     }
 
-    fn place_hill(
-        &mut self,
-        magnitudes: &[f32],
-        start: usize,
-        peak: usize,
-        end: usize,
-        spectrum: &mut [Complex<f32>],
-    ) {
+    fn place_hill(&mut self, magnitudes: &[f32], start: usize, peak: usize, end: usize, spectrum: &mut [Complex<f32>]) {
         let position = peak as f32 + peak_offset(magnitudes, peak);
         let advance = position * self.hop as f32 / self.window as f32;
         let mut phase = self.phase[peak];
@@ -97,11 +90,7 @@ fn peak_offset(magnitudes: &[f32], peak: usize) -> f32 {
     }
     let (left, top, right) = (magnitudes[peak - 1], magnitudes[peak], magnitudes[peak + 1]);
     let curvature = left - 2.0 * top + right;
-    if curvature < 0.0 {
-        (0.5 * (left - right) / curvature).clamp(-0.5, 0.5)
-    } else {
-        0.0
-    }
+    if curvature < 0.0 { (0.5 * (left - right) / curvature).clamp(-0.5, 0.5) } else { 0.0 }
 }
 
 #[cfg(test)]

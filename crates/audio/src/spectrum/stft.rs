@@ -75,9 +75,7 @@ impl ComplexSpectrogram {
 
 /// Periodic Hann window of `length` samples.
 pub fn hann_window(length: usize) -> Vec<f32> {
-    (0..length)
-        .map(|n| (0.5 - 0.5 * (2.0 * std::f64::consts::PI * n as f64 / length as f64).cos()) as f32)
-        .collect()
+    (0..length).map(|n| (0.5 - 0.5 * (2.0 * std::f64::consts::PI * n as f64 / length as f64).cos()) as f32).collect()
 }
 
 /// A plan for transforms of one window length and hop; cheap to clone, shared between threads.
@@ -123,14 +121,9 @@ impl Stft {
             "window {window} must be even and at least twice the hop {hop}"
         );
         let shape = hann_window(window);
-        let window_power: Vec<f32> = (0..hop)
-            .map(|phase| shape.iter().skip(phase).step_by(hop).map(|w| w * w).sum())
-            .collect();
-        let dual: Vec<f32> = shape
-            .iter()
-            .enumerate()
-            .map(|(n, w)| w / window_power[n % hop] / window as f32)
-            .collect();
+        let window_power: Vec<f32> =
+            (0..hop).map(|phase| shape.iter().skip(phase).step_by(hop).map(|w| w * w).sum()).collect();
+        let dual: Vec<f32> = shape.iter().enumerate().map(|(n, w)| w / window_power[n % hop] / window as f32).collect();
         let mut planner = RealFftPlanner::new();
         Self {
             window: shape.into(),
@@ -173,18 +166,13 @@ impl Stft {
         Scratch {
             samples: vec![0.0; self.window.len()],
             bins: vec![Complex::default(); self.bins()],
-            fft: vec![
-                Complex::default();
-                self.to_spectrum.get_scratch_len().max(self.to_signal.get_scratch_len())
-            ],
+            fft: vec![Complex::default(); self.to_spectrum.get_scratch_len().max(self.to_signal.get_scratch_len())],
         }
     }
 
     /// Transforms `scratch.samples` (destroyed) into `bins`.
     pub(super) fn analyse(&self, samples: &mut [f32], bins: &mut [Complex<f32>], fft: &mut [Complex<f32>]) {
-        self.to_spectrum
-            .process_with_scratch(samples, bins, fft)
-            .expect("buffer lengths come from the same plan");
+        self.to_spectrum.process_with_scratch(samples, bins, fft).expect("buffer lengths come from the same plan");
     }
 
     /// Transforms `bins` (destroyed) into `samples`, not scaled. The first and last bin must be real.
@@ -350,9 +338,7 @@ impl Stft {
         for index in range {
             let last = (index / self.hop).min(frames.saturating_sub(1));
             let first = (index + 1).saturating_sub(length).div_ceil(self.hop);
-            let present: f32 = (first..=last)
-                .map(|frame| self.window[index - frame * self.hop].powi(2))
-                .sum();
+            let present: f32 = (first..=last).map(|frame| self.window[index - frame * self.hop].powi(2)).sum();
             signal[index] *= self.window_power[index % self.hop] / present.max(1e-8);
         }
     }
@@ -381,18 +367,10 @@ mod tests {
                 let back = stft.inverse(&stft.forward(&signal), length);
                 // The last samples of a signal can lie under the mere foot of the last window when
                 // hop == window / 2: they keep fewer digits.
-                let worst = signal
-                    .iter()
-                    .zip(&back)
-                    .map(|(a, b)| (a - b).abs())
-                    .fold(0.0, f32::max);
+                let worst = signal.iter().zip(&back).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < 2e-3, "window {window} hop {hop} length {length}: {worst}");
                 let inner = length.saturating_sub(2 * hop);
-                let worst = signal[..inner]
-                    .iter()
-                    .zip(&back)
-                    .map(|(a, b)| (a - b).abs())
-                    .fold(0.0, f32::max);
+                let worst = signal[..inner].iter().zip(&back).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < 2e-6, "window {window} hop {hop} length {length}: inner {worst}");
             }
         }
@@ -401,9 +379,8 @@ mod tests {
     #[test]
     fn a_sine_stands_in_its_bin() {
         let stft = Stft::new(1024, 256);
-        let signal: Vec<f32> = (0..8192)
-            .map(|n| (2.0 * std::f32::consts::PI * 37.0 * n as f32 / 1024.0).cos())
-            .collect();
+        let signal: Vec<f32> =
+            (0..8192).map(|n| (2.0 * std::f32::consts::PI * 37.0 * n as f32 / 1024.0).cos()).collect();
         let spectrogram = stft.magnitude(&signal);
         assert_eq!((spectrogram.frames, spectrogram.bins), (33, 513));
         let frame = spectrogram.frame(16);

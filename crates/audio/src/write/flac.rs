@@ -31,7 +31,9 @@ pub(super) struct FlacEncoder {
 
 impl FlacEncoder {
     pub(super) fn new(sample_rate: u32, channels: usize) -> Result<Self, String> {
-        let refused = |error: &dyn std::fmt::Display| format!("FLAC cannot hold {channels} channels at {sample_rate} Hz ({error})");
+        let refused = |error: &dyn std::fmt::Display| {
+            format!("FLAC cannot hold {channels} channels at {sample_rate} Hz ({error})")
+        };
         if channels > 8 {
             return Err(refused(&"at most 8 channels"));
         }

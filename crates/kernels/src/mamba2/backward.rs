@@ -81,7 +81,11 @@ pub fn backward(
         }
     };
     assert_eq!(scanned.len(), d_output.len(), "mamba2 saved scan");
-    assert_eq!(chunk_states.len(), batch * frames.div_ceil(config.chunk) * config.ssm_state_size(), "mamba2 saved states");
+    assert_eq!(
+        chunk_states.len(),
+        batch * frames.div_ceil(config.chunk) * config.ssm_state_size(),
+        "mamba2 saved states"
+    );
 
     let taps = tap_rows(weights.conv_weight, config.conv_channels());
     let conv = Conv { config: *config, sequences, projected, initial, taps: &taps, bias: weights.conv_bias };
@@ -181,7 +185,8 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
         }
     }
     let head_buffer = || vec![0.0f32; rows_max * width];
-    let (mut stepped, mut d_y, mut d_y_scaled, mut d_stepped) = (head_buffer(), head_buffer(), head_buffer(), head_buffer());
+    let (mut stepped, mut d_y, mut d_y_scaled, mut d_stepped) =
+        (head_buffer(), head_buffer(), head_buffer(), head_buffer());
     let mut turned = vec![0.0f32; width * stride];
     let mut d_weights = vec![0.0f32; rows_max * stride];
     let mut d_products = vec![0.0f32; rows_max * stride];
@@ -201,7 +206,8 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
         for (local, d_state) in d_states.chunks_exact_mut(state * width).enumerate() {
             let head = piece.first_head + local;
             let accumulate = local > 0;
-            let memory = &inputs.chunk_states[((piece.sequence * chunks + index) * config.heads + head) * state * width..][..state * width];
+            let memory = &inputs.chunk_states
+                [((piece.sequence * chunks + index) * config.heads + head) * state * width..][..state * width];
             chunk.load_head(conv, weights, piece.sequence, head, from, rows);
             scaled_rows(&chunk.dt[..rows], width, &chunk.x, width, &mut stepped);
             let first = (piece.sequence * conv.sequences.frames + from) * inner + head * width;
@@ -215,10 +221,29 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
             for row in (0..rows).step_by(TRIANGLE) {
                 let height = TRIANGLE.min(rows - row);
                 let left = Left::rows(&d_y[row * width..], width);
-                multiply(height, row + TRIANGLE, width, left, &turned, stride, &mut d_weights[row * stride..], stride, false);
+                multiply(
+                    height,
+                    row + TRIANGLE,
+                    width,
+                    left,
+                    &turned,
+                    stride,
+                    &mut d_weights[row * stride..],
+                    stride,
+                    false,
+                );
             }
             column_sums.fill(0.0);
-            join_products(rows, stride, &d_weights, &chunk.products, &mut chunk.decay, &mut d_products, &mut row_sums, &mut column_sums);
+            join_products(
+                rows,
+                stride,
+                &d_weights,
+                &chunk.products,
+                &mut chunk.decay,
+                &mut d_products,
+                &mut row_sums,
+                &mut column_sums,
+            );
 
             // du = exp(c_last - c_j) B_j dS + sum_i weights_ij dy_i
             multiply(rows, width, state, Left::rows(&chunk.b, state), d_state, width, &mut d_stepped, width, false);
@@ -231,12 +256,32 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
             for row in (0..rows).step_by(TRIANGLE) {
                 let height = TRIANGLE.min(rows - row);
                 let left = Left::transposed(&chunk.decay, stride).skip(row, row);
-                multiply(height, width, rows - row, left, &d_y[row * width..], width, &mut d_stepped[row * width..], width, true);
+                multiply(
+                    height,
+                    width,
+                    rows - row,
+                    left,
+                    &d_y[row * width..],
+                    width,
+                    &mut d_stepped[row * width..],
+                    width,
+                    true,
+                );
             }
 
             // dB^T += dS (exp(c_last - c_j) u_j)^T, dC^T += S (exp(c_i) dy_i)^T
             scale_columns(&chunk.to_end[..rows], width, stride, &mut turned);
-            multiply(state, rows, width, Left::rows(d_state, width), &turned, stride, &mut d_b_turned, stride, accumulate);
+            multiply(
+                state,
+                rows,
+                width,
+                Left::rows(d_state, width),
+                &turned,
+                stride,
+                &mut d_b_turned,
+                stride,
+                accumulate,
+            );
             transpose(rows, width, &d_y_scaled, width, &mut turned, stride);
             multiply(state, rows, width, Left::rows(memory, width), &turned, stride, &mut d_c_head, stride, false);
             out_of_state.fill(0.0);
@@ -253,9 +298,13 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
                 let part = row * width..(row + 1) * width;
                 // SAFETY: each head of each sequence belongs to one piece.
                 let d_x = unsafe {
-                    results.d_projected.part((piece.sequence * conv.sequences.frames + from + row) * row_width + inner + head * width, width)
+                    results.d_projected.part(
+                        (piece.sequence * conv.sequences.frames + from + row) * row_width + inner + head * width,
+                        width,
+                    )
                 };
-                let [own, skipped] = frame(skip, chunk.dt[row], &chunk.x[part.clone()], &d_y[part.clone()], &d_stepped[part], d_x);
+                let [own, skipped] =
+                    frame(skip, chunk.dt[row], &chunk.x[part.clone()], &d_y[part.clone()], &d_stepped[part], d_x);
                 x_pull[row] = own;
                 d_skip += f64::from(skipped);
             }
@@ -273,7 +322,10 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
                 *sum_rate += f64::from(chunk.dt[row]) * f64::from(rate) * d_decay;
                 // SAFETY: as above.
                 let target = unsafe {
-                    results.d_projected.part((piece.sequence * conv.sequences.frames + from + row) * row_width + config.dt_column() + head, 1)
+                    results.d_projected.part(
+                        (piece.sequence * conv.sequences.frames + from + row) * row_width + config.dt_column() + head,
+                        1,
+                    )
                 };
                 target[0] = d_raw;
             }
@@ -286,7 +338,17 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
             let left = Left::rows(&d_products[row * stride..], stride);
             multiply(height, state, row + height, left, &chunk.b, state, &mut d_c[row * state..], state, true);
             let left = Left::transposed(&d_products, stride).skip(row, row);
-            multiply(height, state, rows - row, left, &chunk.c[row * state..], state, &mut d_b[row * state..], state, true);
+            multiply(
+                height,
+                state,
+                rows - row,
+                left,
+                &chunk.c[row * state..],
+                state,
+                &mut d_b[row * state..],
+                state,
+                true,
+            );
         }
         for row in 0..rows {
             let line = &mut d_shared[(from + row) * 2 * state..][..2 * state];
@@ -337,7 +399,8 @@ fn join_products_body<I: Isa>(
         let columns = row / TRIANGLE * TRIANGLE + TRIANGLE;
         let from = row * stride;
         let (d_weights, products) = (&d_weights[from..][..columns], &products[from..][..columns]);
-        let (decay, d_products, column_sums) = (&mut decay[from..][..columns], &mut d_products[from..][..columns], &mut column_sums[..columns]);
+        let (decay, d_products, column_sums) =
+            (&mut decay[from..][..columns], &mut d_products[from..][..columns], &mut column_sums[..columns]);
         let mut lanes = [0.0f64; TRIANGLE];
         for block in (0..columns).step_by(TRIANGLE) {
             for lane in 0..TRIANGLE {
@@ -360,10 +423,20 @@ simd_fn! {
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn add_head_body<I: Isa>(state: usize, rows: usize, stride: usize, accumulate: bool, c: &[f32], head: &[f32], total: &mut [f32], sums: &mut [f32]) {
+fn add_head_body<I: Isa>(
+    state: usize,
+    rows: usize,
+    stride: usize,
+    accumulate: bool,
+    c: &[f32],
+    head: &[f32],
+    total: &mut [f32],
+    sums: &mut [f32],
+) {
     let sums = &mut sums[..rows];
     for n in 0..state {
-        let (c, head, total) = (&c[n * stride..][..rows], &head[n * stride..][..rows], &mut total[n * stride..][..rows]);
+        let (c, head, total) =
+            (&c[n * stride..][..rows], &head[n * stride..][..rows], &mut total[n * stride..][..rows]);
         for row in 0..rows {
             sums[row] = fused::<I>(c[row], head[row], sums[row]);
             total[row] = if accumulate { total[row] + head[row] } else { head[row] };

@@ -91,7 +91,15 @@ impl Chunk {
     }
 
     /// Fills everything that belongs to one head.
-    pub(crate) fn load_head(&mut self, conv: &Conv<'_>, weights: &Weights<'_, f32>, sequence: usize, head: usize, from: usize, rows: usize) {
+    pub(crate) fn load_head(
+        &mut self,
+        conv: &Conv<'_>,
+        weights: &Weights<'_, f32>,
+        sequence: usize,
+        head: usize,
+        from: usize,
+        rows: usize,
+    ) {
         let config = &conv.config;
         let rate = -weights.a_log[head].exp();
         let mut sum = 0.0f32;
@@ -123,7 +131,14 @@ simd_fn! {
 }
 
 #[inline(always)]
-fn decays_body<I: Isa>(rows: usize, stride: usize, cumulative: &[f32], decay: &mut [f32], from_start: &mut [f32], to_end: &mut [f32]) {
+fn decays_body<I: Isa>(
+    rows: usize,
+    stride: usize,
+    cumulative: &[f32],
+    decay: &mut [f32],
+    from_start: &mut [f32],
+    to_end: &mut [f32],
+) {
     let last = cumulative[rows - 1];
     for row in 0..rows {
         from_start[row] = exp::<I>(cumulative[row]);
@@ -137,7 +152,8 @@ fn decays_body<I: Isa>(rows: usize, stride: usize, cumulative: &[f32], decay: &m
         let height = TRIANGLE.min(rows - tile);
         for row in 0..height {
             let line = &mut decay[(tile + row) * stride..][..tile + TRIANGLE];
-            let own: &[f32; TRIANGLE] = cumulative[tile..tile + TRIANGLE].try_into().expect("the stride is whole tiles");
+            let own: &[f32; TRIANGLE] =
+                cumulative[tile..tile + TRIANGLE].try_into().expect("the stride is whole tiles");
             let here = cumulative[tile + row];
             for column in 0..TRIANGLE {
                 let value = exp::<I>(here - own[column]);

@@ -37,7 +37,9 @@ impl Conv<'_> {
             if (HISTORY..HISTORY + padding).contains(&frame) {
                 line.fill(0.0);
             } else if frame >= HISTORY {
-                let at = (sequence * self.sequences.frames + frame - HISTORY) * self.config.projected() + self.config.inner + channels.first;
+                let at = (sequence * self.sequences.frames + frame - HISTORY) * self.config.projected()
+                    + self.config.inner
+                    + channels.first;
                 line.copy_from_slice(&self.projected[at..at + width]);
             } else if let Some(states) = self.initial {
                 for (channel, value) in line.iter_mut().enumerate() {
@@ -52,7 +54,8 @@ impl Conv<'_> {
     /// Convolution and SiLU of `rows` frames gathered in `raw`, into `out` `[rows, width]`.
     pub(crate) fn activate(&self, channels: Channels, rows: usize, raw: &[f32], out: &mut [f32]) {
         let total = self.config.conv_channels();
-        let taps: [&[f32]; TAPS] = std::array::from_fn(|tap| &self.taps[tap * total + channels.first..][..channels.width]);
+        let taps: [&[f32]; TAPS] =
+            std::array::from_fn(|tap| &self.taps[tap * total + channels.first..][..channels.width]);
         activate_rows(rows, taps, &self.bias[channels.first..][..channels.width], raw, out);
     }
 
@@ -126,7 +129,14 @@ simd_fn! {
 }
 
 #[inline(always)]
-fn undo_conv_body<I: Isa>(rows: usize, taps: [&[f32]; TAPS], raw: &[f32], gradient: &[f32], inputs: &mut [f32], weights: &mut [f32]) {
+fn undo_conv_body<I: Isa>(
+    rows: usize,
+    taps: [&[f32]; TAPS],
+    raw: &[f32],
+    gradient: &[f32],
+    inputs: &mut [f32],
+    weights: &mut [f32],
+) {
     let width = taps[0].len();
     let [w0, w1, w2, w3] = taps.map(|tap| &tap[..width]);
     let (d0, rest) = weights.split_at_mut(width);
@@ -177,7 +187,8 @@ pub(crate) fn conv_backward(conv: &Conv<'_>, d_projected: &mut [f32], d_final: O
     let mut partial = vec![0.0f32; batch * (TAPS + 1) * total];
     let mut history = vec![0.0f32; if conv.initial.is_some() { batch * total * HISTORY } else { 0 }];
     {
-        let (d_projected, partial, history) = (Shared::new(d_projected), Shared::new(&mut partial), Shared::new(&mut history));
+        let (d_projected, partial, history) =
+            (Shared::new(d_projected), Shared::new(&mut partial), Shared::new(&mut history));
         (0..batch * blocks).into_par_iter().for_each(|task| {
             let (sequence, block) = (task / blocks, task % blocks);
             let first = block * TASK_WIDTH;
@@ -205,7 +216,8 @@ fn backward_task(
     history: Shared<'_, f32>,
     d_final: Option<&[f32]>,
 ) {
-    let (width, total, row_width, frames) = (channels.width, conv.config.conv_channels(), conv.config.projected(), conv.sequences.frames);
+    let (width, total, row_width, frames) =
+        (channels.width, conv.config.conv_channels(), conv.config.projected(), conv.sequences.frames);
     let padding = conv.sequences.padding_of(sequence);
     let taps: [&[f32]; TAPS] = std::array::from_fn(|tap| &conv.taps[tap * total + channels.first..][..width]);
     let bias = &conv.bias[channels.first..][..width];

@@ -116,7 +116,9 @@ fn scan(conv: &Conv<'_>, weights: &Weights<'_, f32>, piece: &Piece, results: Res
             chunk.load_head(conv, weights, piece.sequence, head, from, rows);
             if let Some(saved) = results.chunk_states {
                 // SAFETY: each head of each sequence belongs to one piece.
-                let target = unsafe { saved.part(((piece.sequence * chunks + index) * config.heads + head) * state * width, state * width) };
+                let target = unsafe {
+                    saved.part(((piece.sequence * chunks + index) * config.heads + head) * state * width, state * width)
+                };
                 target.copy_from_slice(memory);
             }
             // y = exp(c_i) C_i S + D x_i + sum_j exp(c_i - c_j) (C_i B_j) dt_j x_j
@@ -131,13 +133,27 @@ fn scan(conv: &Conv<'_>, weights: &Weights<'_, f32>, piece: &Piece, results: Res
             }
             for row in 0..rows {
                 // SAFETY: as above.
-                let target = unsafe { results.scanned.part((piece.sequence * conv.sequences.frames + from + row) * inner + head * width, width) };
+                let target = unsafe {
+                    results
+                        .scanned
+                        .part((piece.sequence * conv.sequences.frames + from + row) * inner + head * width, width)
+                };
                 target.copy_from_slice(&y[row * width..][..width]);
             }
             // S <- exp(c_last) S + sum_j exp(c_last - c_j) B_j (outer) dt_j x_j
             scale(chunk.from_start[rows - 1], memory);
             scale_rows(&chunk.to_end[..rows], width, &mut stepped, width);
-            multiply(state, width, rows, Left::rows(&chunk.b_turned, chunk.stride), &stepped, width, memory, width, true);
+            multiply(
+                state,
+                width,
+                rows,
+                Left::rows(&chunk.b_turned, chunk.stride),
+                &stepped,
+                width,
+                memory,
+                width,
+                true,
+            );
         }
     }
     if let Some(target) = results.ssm_state {

@@ -59,18 +59,30 @@ pub(crate) fn gate_backward(
     let mut partial = vec![0.0f32; tasks * inner];
     {
         let d_projected = Shared::new(d_projected);
-        d_y.par_chunks_mut(ROWS * inner).zip(partial.par_chunks_mut(inner)).enumerate().for_each(|(task, (lines, d_gain))| {
-            let mut gated = vec![0.0f32; inner];
-            for (index, line) in lines.chunks_exact_mut(inner).enumerate() {
-                let row = task * ROWS + index;
-                let part = row * inner..(row + 1) * inner;
-                // SAFETY: each row belongs to one task.
-                #[allow(unsafe_code)]
-                let d_z = unsafe { d_projected.part(row * row_width, inner) };
-                let z = &projected[row * row_width..][..inner];
-                gate_row_backward(z, gain, config.groups, &y[part.clone()], &d_out[part], &mut gated, line, d_z, d_gain);
-            }
-        });
+        d_y.par_chunks_mut(ROWS * inner).zip(partial.par_chunks_mut(inner)).enumerate().for_each(
+            |(task, (lines, d_gain))| {
+                let mut gated = vec![0.0f32; inner];
+                for (index, line) in lines.chunks_exact_mut(inner).enumerate() {
+                    let row = task * ROWS + index;
+                    let part = row * inner..(row + 1) * inner;
+                    // SAFETY: each row belongs to one task.
+                    #[allow(unsafe_code)]
+                    let d_z = unsafe { d_projected.part(row * row_width, inner) };
+                    let z = &projected[row * row_width..][..inner];
+                    gate_row_backward(
+                        z,
+                        gain,
+                        config.groups,
+                        &y[part.clone()],
+                        &d_out[part],
+                        &mut gated,
+                        line,
+                        d_z,
+                        d_gain,
+                    );
+                }
+            },
+        );
     }
     (d_y, sum_rows(&partial, inner))
 }
@@ -96,7 +108,8 @@ fn gate_row_backward_body<I: Isa>(
     let width = y.len() / groups;
     for group in 0..groups {
         let from = group * width;
-        let (z, gain, y, d_out) = (&z[from..][..width], &gain[from..][..width], &y[from..][..width], &d_out[from..][..width]);
+        let (z, gain, y, d_out) =
+            (&z[from..][..width], &gain[from..][..width], &y[from..][..width], &d_out[from..][..width]);
         let gated = &mut gated[..width];
         let (d_y, d_z, d_gain) = (&mut d_y[from..][..width], &mut d_z[from..][..width], &mut d_gain[from..][..width]);
         for c in 0..width {

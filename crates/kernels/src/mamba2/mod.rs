@@ -76,7 +76,10 @@ impl Mamba2Config {
 
     /// Panics unless the sizes fit together: a wrong size is a mistake in the program.
     pub(crate) fn check(&self) {
-        assert!(self.heads > 0 && self.groups > 0 && self.chunk > 0 && self.state > 0, "mamba2 sizes must be positive: {self:?}");
+        assert!(
+            self.heads > 0 && self.groups > 0 && self.chunk > 0 && self.state > 0,
+            "mamba2 sizes must be positive: {self:?}"
+        );
         assert!(self.inner.is_multiple_of(self.heads), "mamba2: inner must be a multiple of heads: {self:?}");
         assert!(self.heads.is_multiple_of(self.groups), "mamba2: heads must be a multiple of groups: {self:?}");
     }

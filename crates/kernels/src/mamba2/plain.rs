@@ -99,7 +99,16 @@ impl Places {
 
 /// Input of the convolution's tap `tap` at `frame`, from the sequence or its history.
 #[allow(clippy::too_many_arguments)]
-fn tap_value<F: Float>(p: &Places, sequences: &Sequences<'_>, projected: &[F], initial: Option<&States<'_, F>>, sequence: usize, frame: usize, tap: usize, channel: usize) -> F {
+fn tap_value<F: Float>(
+    p: &Places,
+    sequences: &Sequences<'_>,
+    projected: &[F],
+    initial: Option<&States<'_, F>>,
+    sequence: usize,
+    frame: usize,
+    tap: usize,
+    channel: usize,
+) -> F {
     let at = frame + tap;
     if at >= HISTORY && at - HISTORY < sequences.padding_of(sequence) {
         F::zero()
@@ -114,7 +123,13 @@ fn tap_value<F: Float>(p: &Places, sequences: &Sequences<'_>, projected: &[F], i
 ///
 /// # Panics
 /// If a length does not fit the configuration.
-pub fn forward<F: Float>(config: &Mamba2Config, sequences: Sequences<'_>, projected: &[F], weights: &Weights<'_, F>, initial: Option<States<'_, F>>) -> Trace<F> {
+pub fn forward<F: Float>(
+    config: &Mamba2Config,
+    sequences: Sequences<'_>,
+    projected: &[F],
+    weights: &Weights<'_, F>,
+    initial: Option<States<'_, F>>,
+) -> Trace<F> {
     config.check();
     weights.check(config);
     sequences.check(config, projected.len());
@@ -281,7 +296,13 @@ pub fn backward<F: Float>(
                 }
                 d_dt = d_dt + d_decay * decay * rate;
                 out.a_log[head] = out.a_log[head] + d_decay * decay * dt * rate;
-                let d_raw = if padded { F::zero() } else if raw > number(20.0) { d_dt } else { d_dt * sigmoid(raw) };
+                let d_raw = if padded {
+                    F::zero()
+                } else if raw > number(20.0) {
+                    d_dt
+                } else {
+                    d_dt * sigmoid(raw)
+                };
                 out.dt_bias[head] = out.dt_bias[head] + d_raw;
                 out.projected[index * p.row + config.dt_column() + head] = d_raw;
             }
@@ -292,7 +313,16 @@ pub fn backward<F: Float>(
                     let weight = channel * TAPS + tap;
                     let value = tap_value(&p, &sequences, projected, initial.as_ref(), sequence, frame, tap, channel);
                     out.conv_weight[weight] = out.conv_weight[weight] + d_before * value;
-                    add_tap(&p, &sequences, &mut out.projected, &mut out.conv_state, sequence, frame + tap, channel, d_before * weights.conv_weight[weight]);
+                    add_tap(
+                        &p,
+                        &sequences,
+                        &mut out.projected,
+                        &mut out.conv_state,
+                        sequence,
+                        frame + tap,
+                        channel,
+                        d_before * weights.conv_weight[weight],
+                    );
                 }
             }
         }
@@ -301,7 +331,16 @@ pub fn backward<F: Float>(
             for channel in 0..p.channels {
                 for row in 0..HISTORY {
                     let value = states.conv[(sequence * p.channels + channel) * HISTORY + row];
-                    add_tap(&p, &sequences, &mut out.projected, &mut out.conv_state, sequence, frames + row, channel, value);
+                    add_tap(
+                        &p,
+                        &sequences,
+                        &mut out.projected,
+                        &mut out.conv_state,
+                        sequence,
+                        frames + row,
+                        channel,
+                        value,
+                    );
                 }
             }
         }
@@ -311,7 +350,16 @@ pub fn backward<F: Float>(
 
 /// Adds the gradient of the convolution input three frames before `at`.
 #[allow(clippy::too_many_arguments)]
-fn add_tap<F: Float>(p: &Places, sequences: &Sequences<'_>, d_projected: &mut [F], d_history: &mut [F], sequence: usize, at: usize, channel: usize, value: F) {
+fn add_tap<F: Float>(
+    p: &Places,
+    sequences: &Sequences<'_>,
+    d_projected: &mut [F],
+    d_history: &mut [F],
+    sequence: usize,
+    at: usize,
+    channel: usize,
+    value: F,
+) {
     if at >= HISTORY && at - HISTORY < sequences.padding_of(sequence) {
         return;
     }

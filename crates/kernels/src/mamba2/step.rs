@@ -38,7 +38,13 @@ pub fn step(
     for sequence in 0..batch {
         let input = &projected[sequence * config.projected() + inner..][..channels];
         let history = &mut conv_state[sequence * channels * HISTORY..][..channels * HISTORY];
-        convolve(input, weights.conv_weight, weights.conv_bias, history, &mut activated[sequence * channels..][..channels]);
+        convolve(
+            input,
+            weights.conv_weight,
+            weights.conv_bias,
+            history,
+            &mut activated[sequence * channels..][..channels],
+        );
     }
     let shared = Shared::new(&mut *out);
     let head_work = |(index, memory): (usize, &mut [f32])| {
@@ -96,7 +102,16 @@ simd_fn! {
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn advance_body<I: Isa>(decay: f32, dt: f32, skip: f32, x: &[f32], b: &[f32], c: &[f32], memory: &mut [f32], y: &mut [f32]) {
+fn advance_body<I: Isa>(
+    decay: f32,
+    dt: f32,
+    skip: f32,
+    x: &[f32],
+    b: &[f32],
+    c: &[f32],
+    memory: &mut [f32],
+    y: &mut [f32],
+) {
     let state = b.len();
     let c = &c[..state];
     for (row, (x, y)) in x.iter().zip(y.iter_mut()).enumerate() {

@@ -45,9 +45,10 @@ impl BandLayout {
     fn edges(&self) -> Vec<usize> {
         let (first, last) = (self.linear as f64, self.bins() as f64);
         let mut edges: Vec<usize> = (0..self.linear).collect();
-        edges.extend((0..=self.logarithmic).map(|band| {
-            (first * (last / first).powf(band as f64 / self.logarithmic as f64)).round() as usize
-        }));
+        edges.extend(
+            (0..=self.logarithmic)
+                .map(|band| (first * (last / first).powf(band as f64 / self.logarithmic as f64)).round() as usize),
+        );
         edges
     }
 

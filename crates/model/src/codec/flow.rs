@@ -68,13 +68,20 @@ pub struct FlowNetwork {
 
 impl FlowNetwork {
     /// Appends the network's weights for `values` numbers a token and latents of `latent`.
-    pub fn add_parameters(config: &FlowConfig, values: usize, latent: usize, draw: &mut Initialiser, all: &mut Parameters) {
-        let linear = |all: &mut Parameters, draw: &mut Initialiser, name: &str, inputs: usize, outputs: usize, scale: f32| {
-            let deviation = scale / (inputs as f32).sqrt();
-            let weight = draw.normal(inputs * outputs, deviation);
-            all.push(format!("{name}.weight"), &[inputs, outputs], Role::Decayed, weight);
-            all.push(format!("{name}.bias"), &[outputs], Role::Free, vec![0.0; outputs]);
-        };
+    pub fn add_parameters(
+        config: &FlowConfig,
+        values: usize,
+        latent: usize,
+        draw: &mut Initialiser,
+        all: &mut Parameters,
+    ) {
+        let linear =
+            |all: &mut Parameters, draw: &mut Initialiser, name: &str, inputs: usize, outputs: usize, scale: f32| {
+                let deviation = scale / (inputs as f32).sqrt();
+                let weight = draw.normal(inputs * outputs, deviation);
+                all.push(format!("{name}.weight"), &[inputs, outputs], Role::Decayed, weight);
+                all.push(format!("{name}.bias"), &[outputs], Role::Free, vec![0.0; outputs]);
+            };
         let (width, inner) = (config.width, config.width * config.expansion);
         linear(all, draw, "flow.input", values, width, 1.0);
         linear(all, draw, "flow.latent", latent, width, 1.0);
@@ -113,7 +120,8 @@ impl FlowNetwork {
         let device = self.bound.device();
         let [batch, ..] = x_btw.dims();
         let features = steering(times, choices);
-        let steer = Tensor::<2>::from_data(TensorData::new(features, [batch, 2 * TIME_PAIRS + LEVEL_CHOICES.len()]), device);
+        let steer =
+            Tensor::<2>::from_data(TensorData::new(features, [batch, 2 * TIME_PAIRS + LEVEL_CHOICES.len()]), device);
         let steer = self.linear("flow.steer.1", silu(self.linear("flow.steer.0", steer)));
         let part = |index: usize| steer.clone().slice([0..batch, index * width..(index + 1) * width]);
         let mut hidden = self.linear("flow.input", x_btw) + self.linear("flow.latent", z_btd);

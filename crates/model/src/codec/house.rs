@@ -117,7 +117,10 @@ impl HouseConfig {
     fn check(&self) -> Result<(), String> {
         let spec = &self.spec;
         let rules = [
-            (self.layout.is_valid(), "layout: every band needs at least one STFT bin and the hop at most half the window"),
+            (
+                self.layout.is_valid(),
+                "layout: every band needs at least one STFT bin and the hop at most half the window",
+            ),
             (
                 self.layout.hop > 0 && spec.hop > 0 && (spec.hop as usize).is_multiple_of(self.layout.hop),
                 "spec.hop must be a multiple of layout.hop",

@@ -1,8 +1,8 @@
 //! Neural codecs: sound to tokens and back.
 
 mod bands;
-mod flow;
 mod floor;
+mod flow;
 mod house;
 mod quantizer;
 mod stream;

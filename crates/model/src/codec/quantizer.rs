@@ -72,18 +72,20 @@ impl ResidualQuantizer {
     pub fn encode(&self, vectors: &[f32]) -> Vec<u16> {
         let (frames, levels) = (vectors.len() / self.dimension, self.levels());
         let mut by_frame = vec![0u16; frames * levels];
-        by_frame.par_chunks_mut(TASK * levels).zip(vectors.par_chunks(TASK * self.dimension)).for_each(|(codes, block)| {
-            let mut rest = block.to_vec();
-            for level in 0..levels {
-                for (row, code) in self.nearest(level, &rest).into_iter().enumerate() {
-                    codes[row * levels + level] = code;
-                    let entry = self.vector(level, usize::from(code));
-                    for (value, part) in rest[row * self.dimension..].iter_mut().zip(entry) {
-                        *value -= part;
+        by_frame.par_chunks_mut(TASK * levels).zip(vectors.par_chunks(TASK * self.dimension)).for_each(
+            |(codes, block)| {
+                let mut rest = block.to_vec();
+                for level in 0..levels {
+                    for (row, code) in self.nearest(level, &rest).into_iter().enumerate() {
+                        codes[row * levels + level] = code;
+                        let entry = self.vector(level, usize::from(code));
+                        for (value, part) in rest[row * self.dimension..].iter_mut().zip(entry) {
+                            *value -= part;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
         let mut codes = vec![0; by_frame.len()];
         for t in 0..frames {
             for level in 0..levels {
@@ -99,7 +101,17 @@ impl ResidualQuantizer {
         let (entries, size) = (self.entries, self.dimension * self.entries);
         let mut scores = vec![0.0; count * entries];
         let turned = &self.turned[level * size..(level + 1) * size];
-        matmul(count, entries, self.dimension, Strided::rows(rows, self.dimension), turned, entries, &mut scores, entries, false);
+        matmul(
+            count,
+            entries,
+            self.dimension,
+            Strided::rows(rows, self.dimension),
+            turned,
+            entries,
+            &mut scores,
+            entries,
+            false,
+        );
         let half_power = &self.half_power[level * entries..(level + 1) * entries];
         scores
             .chunks_exact(entries)
@@ -165,14 +177,14 @@ impl ResidualQuantizer {
                         *sum += f64::from(*value);
                     }
                 }
-                for entry in 0..entries {
+                for (entry, &members) in counts.iter().enumerate() {
                     let place = entry * dimension..(entry + 1) * dimension;
-                    if counts[entry] < 2 {
+                    if members < 2 {
                         let from = random::below(&mut rng, count);
                         book[place].copy_from_slice(&rest[from * dimension..(from + 1) * dimension]);
                     } else {
                         for (value, sum) in book[place.clone()].iter_mut().zip(&sums[place]) {
-                            *value = (sum / counts[entry] as f64) as f32;
+                            *value = (sum / members as f64) as f32;
                         }
                     }
                 }

@@ -205,8 +205,7 @@ impl LmConfig {
                     draw.normal(codes * width, deviation),
                 ),
                 Head::Tied => {
-                    let identity =
-                        (0..width * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
+                    let identity = (0..width * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
                     // Decay would pull it to zero, not to the identity.
                     all.push(format!("lm_head.{k}.projection"), &[width, width], Role::Free, identity);
                 }

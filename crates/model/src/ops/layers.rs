@@ -57,13 +57,23 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: impl I
 }
 
 /// `(x - mean) / sqrt(variance + epsilon) * weight + bias` over the last axis; `weight` and `bias` `[width]`.
-pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, epsilon: impl Into<f64>) -> Tensor<D> {
+pub fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    epsilon: impl Into<f64>,
+) -> Tensor<D> {
     let norm = Norm { width: x.dims()[D - 1], centre: true, epsilon: epsilon.into(), rows_per_set: rows(&x) };
     apply_3(NormOperation { norm, from_one: false }, x, weight, bias)
 }
 
 /// Layer norm over channels, then `* (1 + scale) + shift` with one `scale` and `shift` `[batch, channels]` a sequence.
-pub fn ada_layer_norm(x_btc: Tensor<3>, scale_bc: Tensor<2>, shift_bc: Tensor<2>, epsilon: impl Into<f64>) -> Tensor<3> {
+pub fn ada_layer_norm(
+    x_btc: Tensor<3>,
+    scale_bc: Tensor<2>,
+    shift_bc: Tensor<2>,
+    epsilon: impl Into<f64>,
+) -> Tensor<3> {
     let [_, frames, channels] = x_btc.dims();
     let norm = Norm { width: channels, centre: true, epsilon: epsilon.into(), rows_per_set: frames };
     apply_3(NormOperation { norm, from_one: true }, x_btc, scale_bc, shift_bc)
@@ -185,7 +195,11 @@ impl Operation for DepthwiseOperation {
 
     fn backward(&self, inputs: &[FlexTensor], _saved: &[FlexTensor], gradient: &FlexTensor) -> Vec<FlexTensor> {
         let out = self.0.backward(values(&inputs[0]), values(&inputs[1]), values(gradient));
-        vec![from_vec(out.x, shape(&inputs[0])), from_vec(out.weight, shape(&inputs[1])), from_vec(out.bias, shape(&inputs[2]))]
+        vec![
+            from_vec(out.x, shape(&inputs[0])),
+            from_vec(out.weight, shape(&inputs[1])),
+            from_vec(out.bias, shape(&inputs[2])),
+        ]
     }
 }
 
@@ -249,7 +263,14 @@ impl Operation for CrossEntropyOperation {
     fn backward(&self, inputs: &[FlexTensor], saved: &[FlexTensor], gradient: &FlexTensor) -> Vec<FlexTensor> {
         let logits = &inputs[0];
         let d_mean = values(gradient)[0];
-        let out = cross_entropy::backward(values(logits), width(logits), &self.targets, self.smoothing, values(&saved[0]), d_mean);
+        let out = cross_entropy::backward(
+            values(logits),
+            width(logits),
+            &self.targets,
+            self.smoothing,
+            values(&saved[0]),
+            d_mean,
+        );
         vec![from_vec(out, shape(logits))]
     }
 }

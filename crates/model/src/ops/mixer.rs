@@ -54,7 +54,8 @@ impl Operation for MixerOperation {
         let states = initial(inputs);
         let keep = tracked && !self.recompute;
         let with_states = states.is_some();
-        let out = mamba2::forward(&self.config, sequences, values(&inputs[0]), &weights(inputs), states, keep, with_states);
+        let out =
+            mamba2::forward(&self.config, sequences, values(&inputs[0]), &weights(inputs), states, keep, with_states);
         let saved = if keep {
             let (scanned, chunks) = (out.scanned.len(), out.chunk_states.len());
             vec![from_vec(out.scanned, [scanned]), from_vec(out.chunk_states, [chunks])]
@@ -96,12 +97,22 @@ impl Operation for MixerOperation {
         } else {
             (values(gradient), None)
         };
-        let out = mamba2::backward(&self.config, sequences, values(&inputs[0]), &weights(inputs), states, saved, d_output, d_final);
-        let mut results: Vec<FlexTensor> = [out.projected, out.conv_weight, out.conv_bias, out.dt_bias, out.a_log, out.d_skip, out.norm]
-            .into_iter()
-            .zip(inputs)
-            .map(|(gradient, input)| from_vec(gradient, shape(input)))
-            .collect();
+        let out = mamba2::backward(
+            &self.config,
+            sequences,
+            values(&inputs[0]),
+            &weights(inputs),
+            states,
+            saved,
+            d_output,
+            d_final,
+        );
+        let mut results: Vec<FlexTensor> =
+            [out.projected, out.conv_weight, out.conv_bias, out.dt_bias, out.a_log, out.d_skip, out.norm]
+                .into_iter()
+                .zip(inputs)
+                .map(|(gradient, input)| from_vec(gradient, shape(input)))
+                .collect();
         if let (Some(states), [.., conv, ssm]) = (out.initial, inputs) {
             results.push(from_vec(states.conv, shape(conv)));
             results.push(from_vec(states.ssm, shape(ssm)));

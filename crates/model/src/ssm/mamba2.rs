@@ -71,18 +71,8 @@ impl Mamba2Config {
             Role::Decayed,
             draw.fan_in(self.projected() * self.d_model, self.d_model),
         );
-        into.push(
-            format!("{prefix}.conv1d.weight"),
-            &[conv, 1, TAPS],
-            Role::Free,
-            draw.fan_in(conv * TAPS, TAPS),
-        );
-        into.push(
-            format!("{prefix}.conv1d.bias"),
-            &[conv],
-            Role::Free,
-            draw.fan_in(conv, TAPS),
-        );
+        into.push(format!("{prefix}.conv1d.weight"), &[conv, 1, TAPS], Role::Free, draw.fan_in(conv * TAPS, TAPS));
+        into.push(format!("{prefix}.conv1d.bias"), &[conv], Role::Free, draw.fan_in(conv, TAPS));
         // Time steps log-uniform in [0.001, 0.1]; the bias is the inverse softplus of the draw.
         let mut dt_bias = draw.uniform(heads, 0.001_f32.ln(), 0.1_f32.ln());
         for value in &mut dt_bias {
@@ -130,9 +120,7 @@ impl Mamba2 {
         Self {
             config: config.clone(),
             in_proj: bound.tensor(&format!("{prefix}.in_proj.weight")),
-            conv_weight_cw: bound
-                .tensor::<3>(&format!("{prefix}.conv1d.weight"))
-                .reshape([config.conv_width(), TAPS]),
+            conv_weight_cw: bound.tensor::<3>(&format!("{prefix}.conv1d.weight")).reshape([config.conv_width(), TAPS]),
             conv_bias_c: bound.tensor(&format!("{prefix}.conv1d.bias")),
             dt_bias_h: bound.tensor(&format!("{prefix}.dt_bias")),
             a_log_h: bound.tensor(&format!("{prefix}.A_log")),
@@ -147,10 +135,7 @@ impl Mamba2 {
         let (config, device) = (&self.config, self.in_proj.device());
         Mamba2State {
             conv_bcw: Tensor::zeros([batch, config.conv_width(), TAPS - 1], &device),
-            ssm_bhpn: Tensor::zeros(
-                [batch, config.heads(), config.head_dim, config.d_state],
-                &device,
-            ),
+            ssm_bhpn: Tensor::zeros([batch, config.heads(), config.head_dim, config.d_state], &device),
         }
     }
 
@@ -179,14 +164,8 @@ impl Mamba2 {
             }
             Some(Mamba2State { conv_bcw, ssm_bhpn }) => {
                 let states = ops::MixerStates { conv_bcw, ssm_bhpn };
-                let (y, states) = ops::mamba2_mixer_with_states(
-                    projected,
-                    weights,
-                    states,
-                    config.kernel(),
-                    padding.to_vec(),
-                    false,
-                );
+                let (y, states) =
+                    ops::mamba2_mixer_with_states(projected, weights, states, config.kernel(), padding.to_vec(), false);
                 (y, Some(Mamba2State { conv_bcw: states.conv_bcw, ssm_bhpn: states.ssm_bhpn }))
             }
         };
@@ -194,12 +173,7 @@ impl Mamba2 {
     }
 
     /// The same in plain tensor operations: the oracle of [`Mamba2::forward`].
-    pub fn forward_plain(
-        &self,
-        u_btd: Tensor<3>,
-        padding: &[usize],
-        state: Mamba2State,
-    ) -> (Tensor<3>, Mamba2State) {
+    pub fn forward_plain(&self, u_btd: Tensor<3>, padding: &[usize], state: Mamba2State) -> (Tensor<3>, Mamba2State) {
         let config = &self.config;
         let [batch, frames, _] = u_btd.dims();
         let (inner, size, heads) = (config.d_inner(), config.d_state, config.heads());
@@ -222,8 +196,7 @@ impl Mamba2 {
         }
         let xbc_btc = activation::silu(sum);
 
-        let x_bthp =
-            xbc_btc.clone().narrow(2, 0, inner).reshape([batch, frames, heads, config.head_dim]);
+        let x_bthp = xbc_btc.clone().narrow(2, 0, inner).reshape([batch, frames, heads, config.head_dim]);
         let dt_bth = activation::softplus(dt_bth + self.dt_bias_h.clone().reshape([1, 1, heads]), 1.0);
         let (y_bthp, ssm_bhpn) = chunked_scan(
             x_bthp.clone(),
@@ -262,8 +235,8 @@ impl Mamba2 {
         let x_bhp = xbc_bc.clone().narrow(1, 0, inner).reshape([batch, heads, width, 1]);
         let b_bn = xbc_bc.clone().narrow(1, inner, size).reshape([batch, 1, 1, size]);
         let c_bn = xbc_bc.narrow(1, inner + size, size).reshape([batch, 1, 1, size]);
-        let dt = activation::softplus(dt_bh + self.dt_bias_h.clone().reshape([1, heads]), 1.0)
-            .reshape([batch, heads, 1, 1]);
+        let dt =
+            activation::softplus(dt_bh + self.dt_bias_h.clone().reshape([1, heads]), 1.0).reshape([batch, heads, 1, 1]);
         let decay = (dt.clone() * self.a_log_h.clone().exp().neg().reshape([1, heads, 1, 1])).exp();
         let ssm_bhpn = state.ssm_bhpn * decay + x_bhp.clone() * dt * b_bn;
         let y = (ssm_bhpn.clone() * c_bn).sum_dim(3) + x_bhp * self.d_h.clone().reshape([1, heads, 1, 1]);

@@ -41,9 +41,8 @@ pub fn chunked_scan(
     let log_decay = dt_bhci.clone() * a_h.reshape([1, heads, 1, 1]);
     let ones: Vec<f32> = (0..size * size).map(|i| f32::from(u8::from(i / size <= i % size))).collect();
     let upper = Tensor::<2>::from_data(TensorData::new(ones, [size, size]), &device);
-    let sum_bhci = log_decay.reshape([batch * heads * chunks, size]).matmul(upper).reshape([
-        batch, heads, chunks, size,
-    ]);
+    let sum_bhci =
+        log_decay.reshape([batch * heads * chunks, size]).matmul(upper).reshape([batch, heads, chunks, size]);
 
     let xdt_bhcip = x_bthp * dt_bhci.reshape([batch, heads, chunks, size, 1]);
 
@@ -61,9 +60,7 @@ pub fn chunked_scan(
     // What each chunk adds to the state: sum_j exp(sum_last - sum_j) dt_j x_j (outer) B_j
     let last_bhc1 = sum_bhci.clone().narrow(3, size - 1, 1);
     let to_end = (last_bhc1.clone() - sum_bhci.clone()).exp().reshape([batch, heads, chunks, size, 1]);
-    let b_bhcin = b_bcin
-        .reshape([batch, 1, chunks, size, state_size])
-        .expand([batch, heads, chunks, size, state_size]);
+    let b_bhcin = b_bcin.reshape([batch, 1, chunks, size, state_size]).expand([batch, heads, chunks, size, state_size]);
     let added_bhcpn = (xdt_bhcip * to_end).swap_dims(3, 4).matmul(b_bhcin);
 
     // Between chunks: carry the state and let it be read through C.
@@ -78,9 +75,7 @@ pub fn chunked_scan(
     }
     let before_bhcpn = Tensor::cat(before, 2);
     let from_start = sum_bhci.exp().reshape([batch, heads, chunks, size, 1]);
-    let c_bhcin = c_bcin
-        .reshape([batch, 1, chunks, size, state_size])
-        .expand([batch, heads, chunks, size, state_size]);
+    let c_bhcin = c_bcin.reshape([batch, 1, chunks, size, state_size]).expand([batch, heads, chunks, size, state_size]);
     let carried_bhcip = c_bhcin.matmul(before_bhcpn.swap_dims(3, 4)) * from_start;
 
     let y_bthp = (inside_bhcip + carried_bhcip)

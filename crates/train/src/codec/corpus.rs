@@ -38,12 +38,8 @@ fn each<T: Send>(
     work: impl Fn(Vec<f32>) -> T + Sync,
 ) -> Result<Vec<T>, CodecTrainError> {
     let manifest = Manifest::load(manifest)?;
-    let tracks: Vec<_> =
-        manifest.kept_in(split).filter(|t| tiers.is_empty() || tiers.contains(&t.tier)).collect();
-    tracks
-        .par_iter()
-        .map(|track| Ok(work(read_levelled(&manifest.audio_path(track), sample_rate)?)))
-        .collect()
+    let tracks: Vec<_> = manifest.kept_in(split).filter(|t| tiers.is_empty() || tiers.contains(&t.tier)).collect();
+    tracks.par_iter().map(|track| Ok(work(read_levelled(&manifest.audio_path(track), sample_rate)?))).collect()
 }
 
 /// Mono sounds of a split.
@@ -57,7 +53,11 @@ pub fn sounds(
 }
 
 /// Spectra of a split, each track at every one of `speeds`; tracks without a whole token are left out.
-pub fn spectra(experiment: &CodecExperiment, split: Split, speeds: &[f64]) -> Result<Vec<TrackSpectrum>, CodecTrainError> {
+pub fn spectra(
+    experiment: &CodecExperiment,
+    split: Split,
+    speeds: &[f64],
+) -> Result<Vec<TrackSpectrum>, CodecTrainError> {
     let (spec, layout) = (&experiment.codec.spec, &experiment.codec.layout);
     let (hop, width) = (spec.hop as usize, experiment.codec.width());
     let tracks = each(&experiment.manifest, &experiment.tiers, split, spec.sample_rate, |mono| {

@@ -17,7 +17,8 @@ use crate::track::Tracker;
 /// Crops in the fixed validation set.
 const VALIDATION: usize = 64;
 
-/// Network inputs and targets of a batch, row-major.
+/// Network inputs and targets of a batch, row-major; a single item has `b` = 1.
+#[derive(Default)]
 struct Batch {
     /// Scaled noisy values, `[b, t, width]`.
     noisy: Vec<f32>,
@@ -65,7 +66,7 @@ pub fn train(
         done = step + 1;
         let last = done == settings.steps || stop.load(Ordering::SeqCst);
         let mut row = vec![("loss", value), ("rate", report.rate), ("gradient_norm", report.gradient_norm)];
-        if done % settings.every == 0 || last {
+        if done.is_multiple_of(settings.every) || last {
             validation = validate(experiment, &codec, &valid, &optimizer.averaged(parameters));
             row.push(("validation", validation));
             tracker.log(done, &row)?;
@@ -74,7 +75,7 @@ pub fn train(
         } else {
             tracker.log(done, &row)?;
         }
-        if done % 20 == 0 || last {
+        if done.is_multiple_of(20) || last {
             let left = tracker.seconds_left(done, settings.steps).unwrap_or(0.0);
             tracing::info!(
                 step = done,
@@ -118,7 +119,7 @@ fn draw(
     index: u64,
 ) -> Batch {
     let total: usize = sources.iter().map(|source| source.spectrum.tokens()).sum();
-    let items: Vec<(Vec<f32>, Vec<f32>, Vec<f32>, f32, usize)> = (0..size)
+    let items: Vec<Batch> = (0..size)
         .into_par_iter()
         .map(|item| {
             let mut rng = random::stream(experiment.seed, name, index * size as u64 + item as u64);
@@ -135,25 +136,25 @@ fn draw(
             crop(experiment, codec, source, (item as f32, size as f32), &mut rng)
         })
         .collect();
-    let mut batch = Batch { noisy: vec![], latents: vec![], target: vec![], times: vec![], choices: vec![] };
-    for (noisy, latents, target, time, choice) in items {
-        batch.noisy.extend(noisy);
-        batch.latents.extend(latents);
-        batch.target.extend(target);
-        batch.times.push(time);
-        batch.choices.push(choice);
+    let mut batch = Batch::default();
+    for item in items {
+        batch.noisy.extend(item.noisy);
+        batch.latents.extend(item.latents);
+        batch.target.extend(item.target);
+        batch.times.extend(item.times);
+        batch.choices.extend(item.choices);
     }
     batch
 }
 
-/// One item: (noisy / s, latents, target, time, choice). Times are stratified over the batch.
+/// One item of a batch. Times are stratified over the batch.
 fn crop(
     experiment: &CodecExperiment,
     codec: &HouseCodec,
     source: &Source<'_>,
     (item, size): (f32, f32),
     rng: &mut rand_chacha::ChaCha8Rng,
-) -> (Vec<f32>, Vec<f32>, Vec<f32>, f32, usize) {
+) -> Batch {
     let (config, length) = (&experiment.codec, experiment.flow.tokens);
     let all = source.spectrum.tokens();
     let start = random::below(rng, all - length + 1);
@@ -185,7 +186,7 @@ fn crop(
         target.push(scale * ((noise - data) - (2.0 * time - 1.0) / power * mixed));
     }
     let latents = latents[(start - from) * latent..(start - from + length) * latent].to_vec();
-    (noisy, latents, target, time, choice)
+    Batch { noisy, latents, target, times: vec![time], choices: vec![choice] }
 }
 
 fn loss(network: &FlowNetwork, batch: &Batch, experiment: &CodecExperiment, device: &Device) -> Tensor<1> {
@@ -194,7 +195,8 @@ fn loss(network: &FlowNetwork, batch: &Batch, experiment: &CodecExperiment, devi
         Tensor::<3>::from_data(TensorData::new(values.to_vec(), [size, tokens, width]), device)
     };
     let (width, latent) = (experiment.codec.width(), experiment.codec.latent);
-    let said = network.forward(tensor(&batch.noisy, width), tensor(&batch.latents, latent), &batch.times, &batch.choices);
+    let said =
+        network.forward(tensor(&batch.noisy, width), tensor(&batch.latents, latent), &batch.times, &batch.choices);
     let wrong = said - tensor(&batch.target, width);
     (wrong.clone() * wrong).mean()
 }

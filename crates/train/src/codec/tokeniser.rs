@@ -160,7 +160,8 @@ fn fit_means(
     }
     for choice in 0..count {
         let gram = std::mem::replace(&mut grams[choice], DMatrix::zeros(0, 0));
-        let solution = ridge_solve(gram.clone(), &moments[choice], experiment.fit.ridge).ok_or(CodecTrainError::Singular)?;
+        let solution =
+            ridge_solve(gram.clone(), &moments[choice], experiment.fit.ridge).ok_or(CodecTrainError::Singular)?;
         // What is left per value: y^2 - 2 w.m + w G w, over the tokens.
         let fitted = &gram * &solution;
         let left: Vec<f32> = (0..width)
@@ -170,7 +171,8 @@ fn fit_means(
                 ((power / tokens as f64).max(1e-4)).sqrt() as f32
             })
             .collect();
-        let share = left.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>() / (squares.iter().sum::<f64>() / tokens as f64);
+        let share =
+            left.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>() / (squares.iter().sum::<f64>() / tokens as f64);
         tracing::info!(levels = LEVEL_CHOICES[choice], left = format!("{share:.4}"), "linear mean fitted");
         let rows: Vec<f32> = solution.rows(0, inputs).transpose().iter().map(|&x| x as f32).collect();
         let bias: Vec<f32> = solution.row(inputs).iter().map(|&x| x as f32).collect();
