@@ -203,6 +203,12 @@ fn what_stands_before_the_damage_is_given_out_and_the_place_is_named() {
     assert_eq!(frames, 12_000);
     assert!(error.to_string().contains("it ends at 1.50 s of 4.00 s"), "{error}");
     assert!(reader.next_block().unwrap().is_none());
+    // Of an MP4 file whose index stands in front, what is there is read too.
+    let fast = std::fs::read(fixture("fast.m4a")).unwrap();
+    std::fs::write(&path, cut(fast, 0.8)).unwrap();
+    let mut reader = AudioReader::open(&path).unwrap();
+    assert!(reader.next_block().unwrap().unwrap().frames() > 8_000);
+    assert_eq!(reader.next_block().unwrap_err().kind(), "truncated");
 }
 
 /// Damage of every sort to every format: sound or an error comes out, quickly, and never a value that is not

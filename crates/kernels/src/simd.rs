@@ -1,6 +1,6 @@
 //! Instruction sets chosen at run time, and the element functions written so that the compiler vectorises them.
 //!
-//! A kernel body is an `#[inline(always)]` function generic over [`Isa`]; [`simd_fn!`] compiles it once for AVX-512,
+//! A kernel body is an `#[inline(always)]` function generic over `Isa`; `simd_fn!` compiles it once for AVX-512,
 //! once for AVX2 + FMA and once for the target's baseline (SSE2, or NEON on ARM), and picks at run time.
 #![allow(unsafe_code)]
 

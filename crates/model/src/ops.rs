@@ -1,6 +1,6 @@
 //! The fused kernels of `mambo_kernels` as Burn operations with their own backward passes.
 //!
-//! An [`Operation`] is a forward and a backward pass on flex tensors; [`record`] puts any of them into Burn's graph,
+//! An `Operation` is a forward and a backward pass on flex tensors; `record` puts any of them into Burn's graph,
 //! with only the inputs and what the operation chose to save. Results are contiguous f32.
 
 mod layers;

@@ -316,6 +316,6 @@ mod tests {
         let mut wrong = Parameters::new();
         wrong.push("a", &[4], Role::Free, vec![0.0; 4]);
         let message = wrong.load(&path).unwrap_err().to_string();
-        assert!(message.contains("`a`") && message.contains("[2, 2]") && message.contains("[4]"), "{message}");
+        assert!(message.contains("tensor a") && message.contains("[2, 2]") && message.contains("[4]"), "{message}");
     }
 }

@@ -128,8 +128,11 @@ fn open_container(file: File, kind: Kind) -> Result<Box<dyn FormatReader>, Fault
         Kind::Adts => probe.register_format::<formats::AdtsReader<'_>>(),
         Kind::Mp4 => probe.register_format::<formats::IsoMp4Reader<'_>>(),
     }
-    probe.register_metadata::<meta::Id3v2Reader<'_>>();
-    probe.register_metadata::<meta::Id3v1Reader<'_>>();
+    if kind != Kind::Mp4 {
+        // MP4 has tags of its own, and a look for these at the pretended end of a cut file would fail.
+        probe.register_metadata::<meta::Id3v2Reader<'_>>();
+        probe.register_metadata::<meta::Id3v1Reader<'_>>();
+    }
     let mut medium = Medium { length: file.metadata()?.len(), file };
     if kind == Kind::Mp4 {
         medium.length = super::mp4::promised_length(&mut medium.file)?;

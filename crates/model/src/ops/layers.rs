@@ -179,7 +179,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight_io: Tensor<2>, bias: Option<T
     apply_linear(false, x, weight_io, bias)
 }
 
-/// As [`linear`] for a weight stored `[outputs, inputs]`, as PyTorch and published checkpoints have it.
+/// As [`linear()`] for a weight stored `[outputs, inputs]`, as PyTorch and published checkpoints have it.
 pub fn linear_turned<const D: usize>(x: Tensor<D>, weight_oi: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     apply_linear(true, x, weight_oi, bias)
 }
