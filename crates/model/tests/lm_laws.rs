@@ -50,6 +50,13 @@ fn assert_close(name: &str, a: &[f32], b: &[f32], tolerance: f32) {
     }
 }
 
+/// All gradients together: single ones may be small differences of large terms, where f32 leaves few digits.
+fn assert_near(name: &str, a: &[f32], b: &[f32]) {
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let apart = norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied());
+    assert!(a.len() == b.len() && apart <= 1e-4, "{name}: {apart:e} apart");
+}
+
 /// A scalar that depends on all outputs and the final state, each place with its own weight.
 fn probe(y_btd: Tensor<3>, state: &Mamba2State, seed: u64) -> Tensor<1> {
     let device = y_btd.device();
@@ -182,9 +189,7 @@ proptest! {
         assert_close("output", &fused.0, &plain.0, 2e-5);
         assert_close("history", &fused.1, &plain.1, 2e-5);
         assert_close("state", &fused.2, &plain.2, 2e-5);
-        for (a, b) in fused.3.iter().zip(&plain.3) {
-            assert_close("gradient", a, b, 1e-3);
-        }
+        assert_near("gradients", &fused.3.concat(), &plain.3.concat());
         let alone = with_gradients(&parameters, &config, &input[padding * 24..total * 24], [1, frames, 24], |model, u| {
             let (y, state) = model.forward(u, &[], Some(model.start(1)));
             (y, state.unwrap())

@@ -197,7 +197,7 @@ fn a_run_cut_anywhere_and_resumed_equals_an_uninterrupted_one() {
 }
 
 const CHILD: &str = "MAMBO_TEST_KILL_FOLDER";
-const KILL_STEPS: u64 = 60;
+const KILL_STEPS: u64 = 240;
 
 /// Not a test of its own: what the killed processes run.
 #[test]
@@ -234,7 +234,7 @@ fn twenty_kills_at_random_moments_change_nothing() {
         process.wait().unwrap();
     }
     assert!(child().wait().unwrap().success());
-    assert!(kills >= 3, "only {kills} kills came before the end");
+    assert!(kills >= 10, "only {kills} kills came before the end");
     for name in ["checkpoint.safetensors", "best/lm.safetensors", "last/lm.safetensors"] {
         let (whole, killed) = (folder.path().join("whole").join(name), folder.path().join("run").join(name));
         assert_eq!(bytes(whole), bytes(killed), "{name} after {kills} kills");
