@@ -53,7 +53,7 @@ pub struct CodecArguments {
 pub struct LmArguments {
     /// Experiment file.
     experiment: PathBuf,
-    /// Run folder: checkpoint, metrics, loss curve, samples, and the model in `model/`.
+    /// Run folder: checkpoint, metrics, loss curve, samples, and the model in `best/` (best validation) and `last/`.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Codec folder: gives the centroids that embeddings start from, and makes samples audible.
@@ -147,7 +147,7 @@ impl LmArguments {
                 print(format!("{}: level-1 perplexity {:.2}", score.split.name(), score.level_1_perplexity()))?;
             }
             let ending = if outcome.stopped { "stopped; the same command goes on from here" } else { "finished" };
-            print(format!("{ending} at step {}; model in {}", outcome.step, self.output.join("model").display()))?;
+            print(format!("{ending} at step {}; model in {}", outcome.step, self.output.join("best").display()))?;
         }
         Ok(if outcome.stopped { ExitCode::from(1) } else { ExitCode::SUCCESS })
     }

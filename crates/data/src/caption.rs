@@ -11,6 +11,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 /// Tags below this probability are not mentioned.
 const MIN_PROBABILITY: f32 = 0.12;
+/// The same where a score says what plays: a tagger must be sure to add something.
+const MIN_PROBABILITY_BESIDE_SCORE: f32 = 0.35;
 /// Captions of one version at most; other versions of the segment get others.
 const MAX_CAPTIONS: usize = 5;
 /// Tags mentioned at most.
@@ -129,10 +131,16 @@ fn styles(facts: &SegmentFacts, random: &mut ChaCha8Rng) -> Vec<String> {
         .filter(|label| !label.is_empty() && label.len() < 40 && !facts.instruments.contains(label))
         .collect();
     labels.dedup();
-    // A list this long describes a whole album, not this piece: a few of them at a time.
-    while labels.len() > 3 {
-        let place = 1 + below(random, labels.len() - 1);
-        labels.remove(place);
+    // A longer list describes a whole album, not this piece: what the tagger hears too goes first, and
+    // of the others a few at a time.
+    let heard = |label: &str| {
+        let same = |tag: &str| understand(tag).1 == Kind::Style && label.contains(understand(tag).0);
+        facts.tags.iter().filter(|(tag, _)| same(tag)).map(|(_, probability)| *probability).fold(0.0, f32::max)
+    };
+    while labels.len() > 2 {
+        let least = labels.iter().map(|label| heard(label)).fold(f32::INFINITY, f32::min);
+        let worst: Vec<usize> = (0..labels.len()).filter(|&place| heard(&labels[place]) <= least).collect();
+        labels.remove(worst[below(random, worst.len())]);
     }
     labels
 }
@@ -177,8 +185,9 @@ impl Words {
             key: key.filter(|_| whole),
             characters: characters.into_iter().flatten().collect(),
         };
+        let least = if facts.instruments.is_empty() { MIN_PROBABILITY } else { MIN_PROBABILITY_BESIDE_SCORE };
         let mut tags: Vec<&(String, f32)> =
-            facts.tags.iter().filter(|(_, probability)| *probability >= MIN_PROBABILITY).collect();
+            facts.tags.iter().filter(|(_, probability)| *probability >= least).collect();
         tags.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         for (tag, _) in tags.into_iter().take(MAX_TAGS) {
             let (word, kind) = understand(tag);
@@ -278,7 +287,12 @@ pub fn compose(facts: &SegmentFacts, change: &Alteration, seed: u64, name: &str)
         comma_list(measured.chain([words.tempo.map(str::to_owned), words.key.clone(), Some(words.style(false))]));
     say(measured, CaptionSource::Measurement);
     // What was said about the track, as it was said and with the tempo.
-    let spoken: Vec<&Caption> = facts.said.iter().filter(|caption| caption.text.len() < 400).collect();
+    // A long list of styles in the metadata is about the album.
+    let about_album = |caption: &Caption| {
+        caption.source == CaptionSource::Metadata && caption.text.matches([',', '/', ';']).count() >= 2
+    };
+    let fits = |caption: &&Caption| caption.text.len() < 400 && !about_album(caption);
+    let spoken: Vec<&Caption> = facts.said.iter().filter(fits).collect();
     for _ in 0..spoken.len().min(3) {
         let caption = spoken[below(&mut random, spoken.len())];
         say(caption.text.clone(), caption.source);
@@ -360,6 +374,19 @@ mod tests {
     #[test]
     fn knowing_nothing_still_gives_three_captions() {
         assert!(texts(&SegmentFacts::default(), &Alteration::NONE, "x").len() >= 3);
+    }
+
+    #[test]
+    fn of_many_labels_those_that_are_heard_are_used() {
+        let labels = ["space ambient", "orchestral sci-fi", "electronic", "battle"].map(str::to_owned).to_vec();
+        let facts = SegmentFacts {
+            labels,
+            tags: vec![("ambient".into(), 0.6), ("electronic".into(), 0.2)],
+            said: vec![],
+            ..facts()
+        };
+        let all = all_texts(&facts, &Alteration::NONE).join("\n");
+        assert!(all.contains("space ambient") && !all.contains("battle") && !all.contains("orchestral"));
     }
 
     #[test]

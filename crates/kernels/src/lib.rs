@@ -10,6 +10,7 @@ pub mod activation;
 pub mod cross_entropy;
 pub mod depthwise;
 pub mod dropout;
+pub mod half_linear;
 pub mod linear;
 pub mod mamba2;
 pub mod matmul;

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::lm::{LmConfig, LmConfigError};
-use crate::parameters::{Initialiser, Parameters, Precision, WriteError, write_atomically};
+use crate::parameters::{Parameters, Precision, WriteError, write_atomically};
 use crate::random;
 use crate::sampler::{Sampling, SamplingError, guide};
 use crate::stepper::{Stepper, StepperState};
@@ -87,13 +87,7 @@ impl LmFile {
         let text = std::fs::read_to_string(&path).map_err(|source| LmFolderError::Io { path: path.clone(), source })?;
         let file: Self = toml::from_str(&text)
             .map_err(|source| LmFolderError::Toml { path: path.clone(), source: Box::new(source) })?;
-        // The centroids come with the weights; zeros only give them their place.
-        let model = &file.model;
-        let count = model.codebooks.saturating_mul(model.cardinality).saturating_mul(model.codec_width);
-        model.validate().map_err(|source| LmFolderError::Config { path: path.clone(), source })?;
-        let mut parameters = model
-            .init(&vec![0.0; count], &mut Initialiser::blank())
-            .map_err(|source| LmFolderError::Config { path, source })?;
+        let mut parameters = file.model.blank().map_err(|source| LmFolderError::Config { path, source })?;
         parameters.load(&folder.join(WEIGHTS_FILE))?;
         Ok((file, parameters))
     }

@@ -69,7 +69,8 @@ impl Initialiser {
         Self { rng: Some(random::stream(seed, "init", 0)) }
     }
 
-    /// Zeros everywhere: makes a parameter list for a file without the cost of drawing.
+    /// No values: makes a parameter list for [`Parameters::load`] to fill, without drawing or allocating, so
+    /// that sizes in a wrong file cost nothing before they are compared with its tensors.
     pub fn blank() -> Self {
         Self { rng: None }
     }
@@ -93,8 +94,20 @@ impl Initialiser {
     fn draw(&mut self, count: usize, one: impl Fn(&mut ChaCha8Rng) -> f32) -> Vec<f32> {
         match &mut self.rng {
             Some(rng) => (0..count).map(|_| one(rng)).collect(),
-            None => vec![0.0; count],
+            None => Vec::new(),
         }
+    }
+
+    /// Zeros.
+    pub fn zeros(&mut self, count: usize) -> Vec<f32> {
+        self.draw(count, |_| 0.0)
+    }
+
+    /// The identity matrix of `width`.
+    pub fn identity(&mut self, width: usize) -> Vec<f32> {
+        let mut out = self.zeros(width.saturating_mul(width));
+        out.iter_mut().step_by(width + 1).for_each(|value| *value = 1.0);
+        out
     }
 }
 
@@ -111,13 +124,14 @@ impl Parameters {
         Self::default()
     }
 
-    /// Adds a parameter.
+    /// Adds a parameter; no values at all mean that a file will bring them.
     ///
     /// # Panics
     /// When the name is taken or the values do not fill the shape.
     pub fn push(&mut self, name: impl Into<String>, shape: &[usize], role: Role, values: Vec<f32>) {
         let name = name.into();
-        assert_eq!(shape.iter().product::<usize>(), values.len(), "`{name}` must fill {shape:?}");
+        let count = shape.iter().fold(1, |count: usize, &size| count.saturating_mul(size));
+        assert!(values.is_empty() || values.len() == count, "`{name}` must fill {shape:?}");
         let before = self.index.insert(name.clone(), self.list.len());
         assert!(before.is_none(), "parameter `{name}` is defined twice");
         self.list.push(Parameter { name, shape: shape.to_vec(), role, values });

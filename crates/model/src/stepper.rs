@@ -1,73 +1,43 @@
 //! Decoding on plain slices: the same network as [`crate::lm::Lm`], one frame at a time, without tensors.
 //!
-//! Law: its logits equal those of `Lm::step` up to rounding. Streams (caption and null text) advance
+//! Law: its logits equal those of `Lm::step` up to rounding (matrices are held in f16, states in f32). Streams (caption and null text) advance
 //! together, so that each weight is read once per frame; the state's size never changes.
 
 use burn::tensor::Device;
+use half::f16;
 use mambo_kernels::activation::Activation;
+use mambo_kernels::half_linear::HalfLinear;
 use mambo_kernels::mamba2 as kernel;
-use mambo_kernels::matmul::{Strided, matmul};
 
 use crate::lm::{Lm, LmConfig};
 use crate::parameters::Parameters;
 use crate::ssm::mamba2::NORM_EPSILON;
 
-/// Output columns per panel of a [`Packed`] matrix: whole vectors of every instruction set.
-const PANEL: usize = 32;
-
-/// A linear layer `[out, in]` re-laid as panels of 32 outputs, each read front to back once per frame.
-struct Packed {
-    inputs: usize,
-    outputs: usize,
-    panels: Vec<f32>,
-}
-
-impl Packed {
-    /// From row-major `[out, in]`.
-    fn new(weight: &[f32], inputs: usize) -> Self {
-        let outputs = weight.len() / inputs;
-        let mut panels = vec![0.0; outputs.div_ceil(PANEL) * PANEL * inputs];
-        for (o, row) in weight.chunks_exact(inputs).enumerate() {
-            let panel = &mut panels[o / PANEL * PANEL * inputs..];
-            row.iter().enumerate().for_each(|(i, &value)| panel[i * PANEL + o % PANEL] = value);
-        }
-        Self { inputs, outputs, panels }
-    }
-
-    /// `out[rows, outputs] += x[rows, inputs] W^T`.
-    fn add(&self, x: &[f32], out: &mut [f32], rows: usize) {
-        let mut block = vec![0.0; rows * PANEL];
-        for (p, panel) in self.panels.chunks_exact(PANEL * self.inputs).enumerate() {
-            let left = Strided::rows(x, self.inputs);
-            matmul(rows, PANEL, self.inputs, left, panel, PANEL, &mut block, PANEL, false);
-            let width = PANEL.min(self.outputs - p * PANEL);
-            for (row, sums) in block.chunks_exact(PANEL).enumerate() {
-                let at = row * self.outputs + p * PANEL;
-                out[at..at + width].iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
-            }
-        }
-    }
+/// A linear layer from row-major `[out, in]`. Weights come from f16 files, so f16 loses nothing of them.
+fn linear(weight: &[f32], inputs: usize) -> HalfLinear {
+    let bits: Vec<u16> = weight.iter().map(|&value| f16::from_f32(value).to_bits()).collect();
+    HalfLinear::new(&bits, inputs)
 }
 
 struct Block {
     mixer_norm: Vec<f32>,
-    in_proj: Packed,
+    in_proj: HalfLinear,
     conv_weight: Vec<f32>,
     conv_bias: Vec<f32>,
     dt_bias: Vec<f32>,
     a_log: Vec<f32>,
     d_skip: Vec<f32>,
     gate_norm: Vec<f32>,
-    out_proj: Packed,
+    out_proj: HalfLinear,
     ff_norm: Vec<f32>,
-    ff_in: Packed,
+    ff_in: HalfLinear,
     ff_in_bias: Vec<f32>,
-    ff_out: Packed,
+    ff_out: HalfLinear,
     ff_out_bias: Vec<f32>,
 }
 
 struct HeadWeights {
-    table: Packed,
+    table: HalfLinear,
     bias: Vec<f32>,
     same_again: Option<(Vec<f32>, f32)>,
 }
@@ -76,7 +46,7 @@ struct HeadWeights {
 pub struct Stepper {
     config: LmConfig,
     kernel: kernel::Mamba2Config,
-    condition: Packed,
+    condition: HalfLinear,
     condition_bias: Vec<f32>,
     condition_norm: Vec<f32>,
     condition_norm_bias: Vec<f32>,
@@ -134,7 +104,7 @@ impl Stepper {
             .iter()
             .enumerate()
             .map(|(k, table)| HeadWeights {
-                table: Packed::new(&floats(table), width),
+                table: linear(&floats(table), width),
                 bias: values(&format!("lm_head.{k}.bias")),
                 same_again: config
                     .same_again
@@ -147,18 +117,18 @@ impl Stepper {
                 let ff = |name: &str| values(&format!("backbone.{i}.ff.{name}"));
                 Block {
                     mixer_norm: values(&format!("backbone.{i}.mamba.norm.weight")),
-                    in_proj: Packed::new(&mixer("in_proj.weight"), width),
+                    in_proj: linear(&mixer("in_proj.weight"), width),
                     conv_weight: mixer("conv1d.weight"),
                     conv_bias: mixer("conv1d.bias"),
                     dt_bias: mixer("dt_bias"),
                     a_log: mixer("A_log"),
                     d_skip: mixer("D"),
                     gate_norm: mixer("norm.weight"),
-                    out_proj: Packed::new(&mixer("out_proj.weight"), config.mixer().d_inner()),
+                    out_proj: linear(&mixer("out_proj.weight"), config.mixer().d_inner()),
                     ff_norm: ff("norm.weight"),
-                    ff_in: Packed::new(&ff("feed_forward.0.weight"), width),
+                    ff_in: linear(&ff("feed_forward.0.weight"), width),
                     ff_in_bias: ff("feed_forward.0.bias"),
-                    ff_out: Packed::new(&ff("feed_forward.3.weight"), config.ff_multiple * width),
+                    ff_out: linear(&ff("feed_forward.3.weight"), config.ff_multiple * width),
                     ff_out_bias: ff("feed_forward.3.bias"),
                 }
             })
@@ -166,7 +136,7 @@ impl Stepper {
         Self {
             config: config.clone(),
             kernel: config.mixer().kernel(),
-            condition: Packed::new(&values("condition_linear.weight"), config.text_width),
+            condition: linear(&values("condition_linear.weight"), config.text_width),
             condition_bias: values("condition_linear.bias"),
             condition_norm: values("condition_norm.weight"),
             condition_norm_bias: values("condition_norm.bias"),
@@ -199,7 +169,7 @@ impl Stepper {
                 assert_eq!(text.len() % config.text_width, 0, "text states must be [tokens, width]");
                 for token in text.chunks_exact(config.text_width) {
                     let mut x = self.condition_bias.clone();
-                    self.condition.add(token, &mut x, 1);
+                    self.condition.add(token, &mut x);
                     layer_norm(&mut x, &self.condition_norm, &self.condition_norm_bias);
                     self.advance(x, &mut state);
                 }
@@ -230,7 +200,7 @@ impl Stepper {
         let hidden = self.feed(column, state);
         let logits = |(head, &heard): (&HeadWeights, &u16)| {
             let mut logits = head.bias.repeat(state.streams);
-            head.table.add(&hidden, &mut logits, state.streams);
+            head.table.add(&hidden, &mut logits);
             if let (Some((weight, bias)), true) = (&head.same_again, usize::from(heard) < codes) {
                 for (row, h) in logits.chunks_exact_mut(codes).zip(hidden.chunks_exact(width)) {
                     let gate: f32 = weight.iter().zip(h).map(|(a, b)| a * b).sum();
@@ -248,7 +218,7 @@ impl Stepper {
         for (i, block) in self.blocks.iter().enumerate() {
             let normed = rms_norm(&h, &block.mixer_norm);
             let mut projected = vec![0.0; rows * self.kernel.projected()];
-            block.in_proj.add(&normed, &mut projected, rows);
+            block.in_proj.add(&normed, &mut projected);
             let mut gated = vec![0.0; rows * self.kernel.inner];
             let weights = kernel::Weights {
                 conv_weight: &block.conv_weight,
@@ -260,16 +230,16 @@ impl Stepper {
             };
             let (conv, ssm) = (&mut state.conv[i], &mut state.ssm[i]);
             kernel::step(&self.kernel, rows, &projected, &weights, conv, ssm, &mut gated);
-            block.out_proj.add(&gated, &mut h, rows);
+            block.out_proj.add(&gated, &mut h);
 
             let normed = rms_norm(&h, &block.ff_norm);
             let mut wide = block.ff_in_bias.repeat(rows);
-            block.ff_in.add(&normed, &mut wide, rows);
+            block.ff_in.add(&normed, &mut wide);
             let wide = Activation::Gelu.forward(&wide, None);
             for row in h.chunks_exact_mut(block.ff_out_bias.len()) {
                 row.iter_mut().zip(&block.ff_out_bias).for_each(|(h, bias)| *h += bias);
             }
-            block.ff_out.add(&wide, &mut h, rows);
+            block.ff_out.add(&wide, &mut h);
         }
         rms_norm(&h, &self.final_norm)
     }

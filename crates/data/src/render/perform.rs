@@ -15,6 +15,9 @@ pub struct Performance {
     pub engine: Engine,
     /// Semitones up from the written key.
     pub transposed: i32,
+    /// Beats that are felt for one that is written: one half where a slow style is played over a score
+    /// that counts twice as fast.
+    pub felt: f64,
 }
 
 /// A number in `0..limit`.
@@ -56,7 +59,7 @@ pub fn as_written(score: &Score, random: &mut ChaCha8Rng) -> Performance {
         note.key = (i32::from(note.key) + transposed).clamp(0, 127) as u8;
     }
     score.tempo.iter_mut().for_each(|(_, bpm)| *bpm *= speed);
-    Performance { score, engine: Engine::SoundFont, transposed }
+    Performance { score, engine: Engine::SoundFont, transposed, felt: 1.0 }
 }
 
 /// The piece in another arrangement.
@@ -112,10 +115,10 @@ pub fn arranged(score: &Score, arrangement: &Arrangement, random: &mut ChaCha8Rn
     notes.dedup_by(|later, earlier| {
         later.channel == earlier.channel && later.key == earlier.key && (later.beat - earlier.beat).abs() < 1e-6
     });
-    let speed = speed_for(score, arrangement.tempo, random);
+    let (speed, felt) = speed_for(score, arrangement.tempo, random);
     let tempo = score.tempo.iter().map(|&(beat, bpm)| (beat, bpm * speed)).collect();
     let score = Score { notes, changes, tempo, ..score.clone() };
-    Performance { score, engine: arrangement.engine, transposed }
+    Performance { score, engine: arrangement.engine, transposed, felt }
 }
 
 /// Each chord becomes its lowest note and the fifth above it.
@@ -168,18 +171,18 @@ fn add_drums(score: &Score, beat: Beat, force: f64, notes: &mut Vec<Note>, chang
     }
 }
 
-/// Factor on the written tempo that brings the piece into a range, doubling or halving the felt beat
-/// where that is nearer; never so much that the piece is distorted.
-fn speed_for(score: &Score, range: Option<(f64, f64)>, random: &mut ChaCha8Rng) -> f64 {
-    let Some((low, high)) = range else { return draw_between(random, 0.9, 1.1) };
+/// Factor on the written tempo that brings the piece into a range, never so much that the piece is
+/// distorted; and how many beats are then felt for a written one, where that is nearer.
+fn speed_for(score: &Score, range: Option<(f64, f64)>, random: &mut ChaCha8Rng) -> (f64, f64) {
+    let Some((low, high)) = range else { return (draw_between(random, 0.9, 1.1), 1.0) };
     let written = score.beats_per_minute();
     let target = draw_between(random, low, high);
-    [0.5, 1.0, 2.0]
+    let (speed, felt) = [0.5, 1.0, 2.0]
         .into_iter()
-        .map(|factor| target / written * factor)
-        .min_by(|a, b| a.ln().abs().total_cmp(&b.ln().abs()))
-        .unwrap_or(1.0)
-        .clamp(0.55, 1.8)
+        .map(|felt| (target / (written * felt), felt))
+        .min_by(|a, b| a.0.ln().abs().total_cmp(&b.0.ln().abs()))
+        .unwrap_or((1.0, 1.0));
+    (speed.clamp(0.55, 1.8), felt)
 }
 
 /// Cuts out `seconds` of the performance, beginning on a bar, where enough is played. What was set on
@@ -266,7 +269,7 @@ mod tests {
             let drums = played.notes.iter().any(|note| note.channel == DRUMS);
             assert_eq!(drums, matches!(arrangement.beat, Beat::Pattern(..)), "{}", arrangement.name);
             if let Some((low, high)) = arrangement.tempo {
-                let bpm = played.beats_per_minute();
+                let bpm = played.beats_per_minute() * performance.felt;
                 let felt = [bpm / 2.0, bpm, bpm * 2.0].into_iter().any(|bpm| (low - 1.0..high + 1.0).contains(&bpm));
                 assert!(felt, "{} {bpm}", arrangement.name);
             }

@@ -71,6 +71,9 @@ fn sixty_four() -> usize {
     64
 }
 
+/// Largest size of anything: codes and the special token must fit 16 bits, and products must not overflow.
+const MOST: usize = 65_535;
+
 /// A rule of [`LmConfig`] that was broken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LmConfigError {
@@ -93,9 +96,14 @@ pub enum LmConfigError {
         /// Delays.
         found: usize,
     },
-    /// Codes are stored in 16 bits and the special token needs one more value.
-    #[error("model.cardinality = {0} must be at most 65535")]
-    Cardinality(usize),
+    /// A size is out of all proportion.
+    #[error("model.{name} = {found} must be at most 65535")]
+    Large {
+        /// Key.
+        name: &'static str,
+        /// Value found.
+        found: usize,
+    },
     /// Vectors were given that the configuration does not ask for, or the other way round.
     #[error("model.codec_width = {codec_width} needs {expected} centroid values, {found} were given")]
     CodecVectors {
@@ -127,15 +135,19 @@ impl LmConfig {
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(LmConfigError::Zero(name));
         }
-        let inner = self.expand * self.d_model;
+        let inner = self.expand.saturating_mul(self.d_model);
+        let wide = self.ff_multiple.saturating_mul(self.d_model);
+        let products =
+            [("codec_width", self.codec_width), ("expand * d_model", inner), ("ff_multiple * d_model", wide)];
+        let sizes = sizes.into_iter().chain(products);
+        if let Some((name, found)) = sizes.into_iter().find(|(_, size)| *size > MOST) {
+            return Err(LmConfigError::Large { name, found });
+        }
         if !inner.is_multiple_of(self.head_dim) {
             return Err(LmConfigError::HeadDim { head_dim: self.head_dim, inner });
         }
         if self.delays.len() != self.codebooks {
             return Err(LmConfigError::Delays { expected: self.codebooks, found: self.delays.len() });
-        }
-        if self.cardinality > usize::from(u16::MAX) {
-            return Err(LmConfigError::Cardinality(self.cardinality));
         }
         Ok(())
     }
@@ -169,7 +181,8 @@ impl LmConfig {
     /// `codec_width` is 0; each codebook is centred and scaled to unit mean square length.
     pub fn init(&self, codec_vectors: &[f32], draw: &mut Initialiser) -> Result<Parameters, LmConfigError> {
         self.validate()?;
-        let expected = self.codebooks * self.cardinality * self.codec_width;
+        let expected =
+            [self.cardinality, self.codec_width].iter().fold(self.codebooks, |n, &size| n.saturating_mul(size));
         if codec_vectors.len() != expected {
             return Err(LmConfigError::CodecVectors {
                 codec_width: self.codec_width,
@@ -177,6 +190,16 @@ impl LmConfig {
                 found: codec_vectors.len(),
             });
         }
+        Ok(self.list(codec_vectors, draw))
+    }
+
+    /// The list without values, for a file to fill.
+    pub fn blank(&self) -> Result<Parameters, LmConfigError> {
+        self.validate()?;
+        Ok(self.list(&[], &mut Initialiser::blank()))
+    }
+
+    fn list(&self, codec_vectors: &[f32], draw: &mut Initialiser) -> Parameters {
         let (width, codes) = (self.d_model, self.cardinality);
         let mut all = Parameters::new();
         all.push(
@@ -205,9 +228,8 @@ impl LmConfig {
                     draw.normal(codes * width, deviation),
                 ),
                 Head::Tied => {
-                    let identity = (0..width * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
                     // Decay would pull it to zero, not to the identity.
-                    all.push(format!("lm_head.{k}.projection"), &[width, width], Role::Free, identity);
+                    all.push(format!("lm_head.{k}.projection"), &[width, width], Role::Free, draw.identity(width));
                 }
                 Head::Factored => {
                     let rank = self.head_rank();
@@ -227,13 +249,16 @@ impl LmConfig {
             }
             all.push(format!("lm_head.{k}.bias"), &[codes], Role::Free, vec![0.0; codes]);
             if self.codec_width > 0 {
-                let size = codes * self.codec_width;
-                let vectors = normalised(&codec_vectors[k * size..(k + 1) * size], self.codec_width);
+                let size = codes.saturating_mul(self.codec_width);
+                let vectors = match codec_vectors.is_empty() {
+                    true => Vec::new(),
+                    false => normalised(&codec_vectors[k * size..(k + 1) * size], self.codec_width),
+                };
                 all.push(format!("codec_vectors.{k}"), &[codes, self.codec_width], Role::Buffer, vectors);
                 let map = &[self.codec_width, width];
                 let count = self.codec_width * width;
                 all.push(format!("codec_embedding.{k}"), map, Role::Decayed, draw.normal(count, deviation));
-                all.push(format!("codec_head.{k}"), map, Role::Decayed, vec![0.0; count]);
+                all.push(format!("codec_head.{k}"), map, Role::Decayed, draw.zeros(count));
             }
             if self.same_again {
                 all.push(format!("same_again.{k}.weight"), &[1, width], Role::Free, vec![0.0; width]);
@@ -241,7 +266,7 @@ impl LmConfig {
             }
         }
         Simba::init(&self.mixer(), self.layers, self.ff_multiple * width, draw, &mut all);
-        Ok(all)
+        all
     }
 }
 

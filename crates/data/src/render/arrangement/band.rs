@@ -174,7 +174,7 @@ pub(super) const ARRANGEMENTS: &[Arrangement] = &[
     },
     Arrangement {
         name: "jazz-sax",
-        styles: &["jazz with saxophone", "organ jazz", "soul jazz"],
+        styles: &["saxophone jazz", "organ jazz", "soul jazz"],
         moods: &["smooth", "smoky"],
         tags: &["jazz", "saxophone", "organ", "soul"],
         lead: &[66, 65],

@@ -57,7 +57,7 @@ pub(super) const ARRANGEMENTS: &[Arrangement] = &[
     },
     Arrangement {
         name: "cello",
-        styles: &["cello solo with piano", "chamber music for cello"],
+        styles: &["cello and piano duo", "chamber music for cello"],
         moods: &["mournful", "emotional"],
         tags: &["cello", "classical", "piano", "slow"],
         lead: &[42],
@@ -99,7 +99,7 @@ pub(super) const ARRANGEMENTS: &[Arrangement] = &[
     },
     Arrangement {
         name: "sitar",
-        styles: &["indian music with sitar", "indian classical"],
+        styles: &["indian sitar music", "indian classical"],
         moods: &["hypnotic", "exotic"],
         tags: &["indian", "sitar", "world"],
         lead: &[104],
