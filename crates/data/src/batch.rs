@@ -281,7 +281,7 @@ mod tests {
             }
             writer.finish(&folder.join(format!("{name}.safetensors"))).unwrap();
         }
-        Arc::new(Shard::open_folder(folder).unwrap())
+        Arc::new(Shard::open_folders(&[folder]).unwrap())
     }
 
     fn options(batch: usize, frames: usize, seed: u64) -> BatchOptions {

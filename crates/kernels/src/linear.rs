@@ -41,6 +41,21 @@ impl<'a> Matrix<'a> {
             ..self
         }
     }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The values, and how far apart they lie from row to row and from column to column; one of both is 1.
+    pub(crate) fn strides(&self) -> (&'a [f32], usize, usize) {
+        (self.values, self.row_stride, self.column_stride)
+    }
 }
 
 /// What the sums start from.
@@ -80,14 +95,16 @@ thread_local! {
     static LEFT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-fn with_buffer<R>(
-    key: &'static std::thread::LocalKey<Cell<Vec<f32>>>,
+/// `length` values of a buffer that is kept between calls.
+pub(crate) fn with_buffer<T: Clone, R>(
+    key: &'static std::thread::LocalKey<Cell<Vec<T>>>,
     length: usize,
-    work: impl FnOnce(&mut [f32]) -> R,
+    empty: T,
+    work: impl FnOnce(&mut [T]) -> R,
 ) -> R {
     let mut buffer = key.take();
     if buffer.len() < length {
-        buffer = vec![0.0; length];
+        buffer = vec![empty; length];
     }
     let result = work(&mut buffer[..length]);
     key.set(buffer);
@@ -122,7 +139,7 @@ pub fn multiply(left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], start: Sta
     // Equal blocks, a multiple of the threads, none above the limit.
     let blocks = threads * rows.div_ceil(threads * MOST_ROWS);
     let block_rows = rows.div_ceil(blocks).next_multiple_of(tile_rows);
-    with_buffer(&RIGHT, depth * panels * tile_columns, |packed| {
+    with_buffer(&RIGHT, depth * panels * tile_columns, 0.0, |packed| {
         let pack = |(panel, target): (usize, &mut [f32])| {
             let first = panel * tile_columns;
             pack_panel(right, first, tile_columns.min(columns - first), target);
@@ -136,7 +153,7 @@ pub fn multiply(left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], start: Sta
         let packed = &*packed;
         let work = |(block, out): (usize, &mut [f32])| {
             let height = out.len() / columns;
-            with_buffer(&LEFT, block_rows * DEPTH, |strips| {
+            with_buffer(&LEFT, block_rows * DEPTH, 0.0, |strips| {
                 multiply_block(left, block * block_rows, height, packed, columns, start, strips, out)
             });
         };

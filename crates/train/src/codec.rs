@@ -84,11 +84,13 @@ pub struct FlowTrainConfig {
     pub tokens: usize,
     /// Steps between validations and checkpoints.
     pub every: u64,
+    /// Large matrix products in bf16 with f32 sums where the processor has a unit for it; weights stay f32.
+    pub bf16: bool,
 }
 
 impl Default for FlowTrainConfig {
     fn default() -> Self {
-        Self { steps: 6000, batch: 16, tokens: 64, every: 200 }
+        Self { steps: 6000, batch: 16, tokens: 64, every: 200, bf16: false }
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use mambo_data::Split;
 use mambo_model::lm::{LmConfig, LossConfig};
+use mambo_model::ops::{MatrixPrecision, bf16_unavailable};
 use mambo_model::sampler::Sampling;
 use serde::{Deserialize, Serialize};
 
@@ -40,8 +41,8 @@ pub struct LmExperiment {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Folder of shards made by `mambo prepare`.
-    pub shards: PathBuf,
+    /// Folders of shards made by `mambo prepare`.
+    pub shards: Vec<PathBuf>,
     /// Frames in a crop.
     pub frames: usize,
     /// Licence tiers to learn from; empty for all.
@@ -56,6 +57,9 @@ pub struct DataConfig {
     /// Splits to validate on, e.g. `["valid", "seen-artist"]`; the first one chooses the best weights.
     #[serde(default = "validate_on")]
     pub validate_on: Vec<Split>,
+    /// Licence tiers to validate on; empty for all.
+    #[serde(default)]
+    pub validate_tiers: Vec<String>,
 }
 
 fn max_text() -> usize {
@@ -89,6 +93,9 @@ pub struct LoopConfig {
     /// Start embeddings and heads from the codec's centroids.
     #[serde(default)]
     pub codec_vectors: bool,
+    /// Large matrix products in bf16 with f32 sums where the processor has a unit for it; weights stay f32.
+    #[serde(default)]
+    pub bf16: bool,
     /// Steps between lines of metrics.
     #[serde(default = "ten")]
     pub log_every: u64,
@@ -107,6 +114,15 @@ pub struct LoopConfig {
     /// Stop after this many validations without a better one; 0 never.
     #[serde(default)]
     pub patience: u32,
+}
+
+/// The precision that `bf16` asks for; says so where the processor cannot give it.
+pub(crate) fn precision(bf16: bool) -> MatrixPrecision {
+    match bf16_unavailable() {
+        Some(reason) if bf16 => tracing::warn!("bf16 was asked for, but {reason}: training computes in f32"),
+        _ => {}
+    }
+    if bf16 { MatrixPrecision::Bf16 } else { MatrixPrecision::F32 }
 }
 
 fn one() -> usize {
@@ -183,7 +199,7 @@ mod tests {
         name = "x"
         seed = 1
         [data]
-        shards = "shards"
+        shards = ["shards"]
         frames = 64
         [model]
         codebooks = 1

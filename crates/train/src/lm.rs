@@ -15,13 +15,14 @@ use mambo_data::{Progress, Report, Split};
 use mambo_model::backbone::Dropout;
 use mambo_model::generate::{LanguageModel, LmFile};
 use mambo_model::lm::{Lm, LmConfig, loss};
+use mambo_model::ops::with_precision;
 use mambo_model::parameters::{Initialiser, Parameters};
 use mambo_model::random;
 use mambo_model::tokens::CodecSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
-use crate::config::LmExperiment;
+use crate::config::{LmExperiment, precision};
 use crate::error::TrainError;
 use crate::optim::{Optimizer, accumulate};
 use crate::run::RunFolder;
@@ -106,7 +107,7 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
     let (train, seed) = (&experiment.train, experiment.seed);
 
     // Data.
-    let shards = Arc::new(Shard::open_folder(&experiment.data.shards)?);
+    let shards = Arc::new(Shard::open_folders(&experiment.data.shards)?);
     let codec = check_shards(&shards, experiment)?;
     let source = batches(experiment, &shards, &[Split::Train], true)?;
     let mut validation = Vec::new();
@@ -135,6 +136,7 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
         folder.root().display()
     );
 
+    let precision = precision(train.bf16);
     let device = Device::flex().autodiff();
     let mut since = Window::start();
     while step < train.steps && !stop.load(Ordering::Relaxed) {
@@ -153,8 +155,9 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
             let text = captions(&config, &batch, train.caption_dropout, &mut random::stream(seed, "caption", index));
             let mut dropout = Dropout::new(train.dropout, random::stream(seed, "dropout", index));
             let bound = parameters.bind(&device);
-            let model = Lm::new(&config, &bound);
-            let logits = model.forward_with_text(&text, &sequence.inputs, &mut dropout);
+            let logits = with_precision(precision, || {
+                Lm::new(&config, &bound).forward_with_text(&text, &sequence.inputs, &mut dropout)
+            });
             let loss = loss(&config, &experiment.loss, &logits, &sequence.targets, sequence.batch);
             since.add(&loss.nll, &loss.counts, batch.lengths_b.iter().sum());
             let more = bound.gradients(loss.total.backward());
@@ -298,7 +301,7 @@ pub fn batches(
         Arc::clone(shards),
         BatchOptions {
             splits: splits.to_vec(),
-            tiers: if training { data.tiers.clone() } else { Vec::new() },
+            tiers: if training { data.tiers.clone() } else { data.validate_tiers.clone() },
             unaltered_only: !training || data.unaltered_only,
             batch: experiment.train.batch,
             frames: data.frames,

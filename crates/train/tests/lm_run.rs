@@ -60,12 +60,13 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
         name: "toy".into(),
         seed: 7,
         data: DataConfig {
-            shards: shards.to_owned(),
+            shards: vec![shards.to_owned()],
             frames: 32,
             tiers: vec![],
             unaltered_only: false,
             max_text: 8,
             validate_on: vec![Split::Valid, Split::Test],
+            validate_tiers: vec![],
         },
         model: LmConfig {
             codebooks: 2,
@@ -94,6 +95,7 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
             caption_dropout: 0.2,
             input_corruption: 0.05,
             codec_vectors: true,
+            bf16: false,
             log_every: 1,
             validate_every: 6,
             validate_clips: 0,
@@ -288,7 +290,7 @@ fn what_does_not_fit_is_named() {
     assert!(fail(&|e| e.model.cardinality = 99, "a").contains("cardinality 24"));
     assert!(fail(&|e| e.model.text_width = 99, "b").contains("text width 6"));
     assert!(fail(&|e| (e.model.codebooks, e.model.delays) = (4, vec![0; 4]), "c").contains("codebooks 3"));
-    assert!(fail(&|e| e.data.shards = folder.path().join("nowhere"), "d").contains("nowhere"));
+    assert!(fail(&|e| e.data.shards = vec![folder.path().join("nowhere")], "d").contains("nowhere"));
     let run_folder = folder.path().join("run");
     go(&experiment(&shards, 2), &run_folder, None).unwrap();
     let mut other = experiment(&shards, 2);

@@ -1,30 +1,41 @@
 //! `mambo eval model`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use indicatif::ProgressBar;
 use mambo_audio::limiter::Limiter;
+use mambo_data::batch::{BatchOptions, BatchSource};
 use mambo_data::shard::Shard;
 use mambo_data::{Manifest, Split};
 use mambo_eval::error::SystemError;
 use mambo_eval::floors::uniform_tokens;
 use mambo_eval::generation::{Generated, RealClip, Role, Settings, Setup, System, evaluate};
 use mambo_eval::prompts::{fixed_prompts, parse_prompts};
+use mambo_eval::report::{FigureTable, Report, number};
 use mambo_model::bundle::Bundle;
 use mambo_model::codec::{Codec, HouseCodec};
+use mambo_model::generate::LmFile;
 use mambo_model::random;
 use mambo_model::tokens::CodecSpec;
 use mambo_train::bigram::KneserNeyBigram;
+use mambo_train::lm::score_model;
+use serde_json::json;
 
 use super::super::generate::default_model;
 use super::{Common, clip_name, cut, places, seconds, spinner, step};
 
 /// Ceiling of true peaks in what `generate` writes, dBFS.
 const CEILING: f32 = -1.0;
+
+/// Most that the model's level-1 perplexity may be of the bigram's.
+const SEEN_ARTIST_RATIO: f64 = 0.8;
+/// The same for artists that were never heard.
+const TEST_RATIO: f64 = 0.9;
 
 /// Flags of `mambo eval model`.
 #[derive(Debug, Args)]
@@ -34,9 +45,12 @@ pub struct ModelArguments {
     /// Corpus: folder or manifest file with the real music.
     #[arg(long, value_name = "DIR")]
     corpus: PathBuf,
-    /// Prepared shards: captions of the test split, tokens of the training split.
-    #[arg(long, value_name = "DIR")]
-    shards: PathBuf,
+    /// Prepared shards, one or more folders: captions of the test split, tokens of the training split.
+    #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
+    shards: Vec<PathBuf>,
+    /// Only real music of these licence tiers.
+    #[arg(long, value_delimiter = ',')]
+    tiers: Vec<String>,
     /// Length of a segment as given to `mambo prepare`.
     #[arg(long, default_value_t = 30.0, value_parser = seconds)]
     segment_seconds: f64,
@@ -105,7 +119,7 @@ impl ModelArguments {
         let folder = self.model.clone().map_or_else(default_model, Ok)?;
         let bundle = Bundle::open(&folder)?;
         let judge = self.common.judge(Some(&folder))?;
-        let shards = Shard::open_folder(&self.shards)?;
+        let shards = Arc::new(Shard::open_folders(&self.shards)?);
         let training = training_tokens(&shards);
         let real = self.real_clips(&shards, bundle.codec(), &bar)?;
         let spec = bundle.codec().spec().clone();
@@ -135,22 +149,65 @@ impl ModelArguments {
             settings,
         };
         let mut systems = systems(&bundle, &real, &training, &spec);
-        let (_, report) = evaluate(&mut systems, &setup, &mut step(&bar))?;
+        let (_, mut report) = evaluate(&mut systems, &setup, &mut step(&bar))?;
+        step(&bar)("perplexity");
+        self.perplexities(&folder, &shards, &training, &mut report)?;
         bar.finish_and_clear();
         self.common.deliver(&report)
+    }
+
+    /// Level-1 perplexity on held-out real music beside the bigram's, as a table and bars of the report.
+    fn perplexities(
+        &self,
+        folder: &Path,
+        shards: &Arc<Vec<Shard>>,
+        training: &[&[u16]],
+        report: &mut Report,
+    ) -> Result<()> {
+        let (file, parameters) = LmFile::load(folder)?;
+        let bigram = KneserNeyBigram::fit(training, file.model.cardinality);
+        let mut table = FigureTable::new("Perplexity of level 1", &["split", "model", "bigram", "ratio"]);
+        let mut bars = FigureTable::new("Bars: language model", &["what", "value", "bar", ""]);
+        let mut figures = Vec::new();
+        for (split, most) in [(Split::SeenArtist, SEEN_ARTIST_RATIO), (Split::Test, TEST_RATIO)] {
+            let options = BatchOptions {
+                splits: vec![split],
+                tiers: self.tiers.clone(),
+                unaltered_only: true,
+                batch: 8,
+                frames: shards[0].header().spec.frames,
+                levels: file.model.codebooks,
+                max_text: 64,
+                seed: self.common.seed,
+            };
+            let Ok(source) = BatchSource::new(Arc::clone(shards), options) else { continue };
+            let own = score_model(&file.model, &parameters, split, &source).level_1_perplexity();
+            let items = source.items().iter().map(|&(shard, index)| shards[shard].item(index));
+            let floor = bigram.perplexity(&items.map(|item| &item.codes_kt[..item.length]).collect::<Vec<_>>());
+            let ratio = own / floor;
+            table.row(vec![split.name().to_owned(), number(own), number(floor), number(ratio)]);
+            let what = format!("perplexity over the bigram's, {}", split.name());
+            bars.bar(&what, number(ratio), &format!("at most {most}"), ratio <= most);
+            figures.push(json!({"split": split.name(), "model": own, "bigram": floor, "ratio": ratio}));
+        }
+        report.tables.extend([table, bars]);
+        if let Some(all) = report.figures.as_object_mut() {
+            all.insert("level_1_perplexity".into(), json!(figures));
+        }
+        Ok(())
     }
 
     /// Real test segments with the captions they were given in the shards.
     fn real_clips(&self, shards: &[Shard], codec: &HouseCodec, bar: &ProgressBar) -> Result<Vec<RealClip>> {
         let manifest = Manifest::load(&self.corpus)?;
         let captions = captions(shards, Split::Test);
-        let mut places = places(&manifest, Split::Test, &[], self.segment_seconds, usize::MAX);
+        let mut places = places(&manifest, Split::Test, &self.tiers, self.segment_seconds, usize::MAX);
         places.retain(|(track, segment)| captions.contains_key(&(manifest.tracks[*track].id.clone(), *segment)));
         if places.is_empty() {
             bail!(
                 "no test segment of {} has a caption in {}; prepare this corpus, with --segment-seconds as then",
                 self.corpus.display(),
-                self.shards.display()
+                self.shards.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
             );
         }
         let count = places.len().min(self.clips);

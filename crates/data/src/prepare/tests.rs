@@ -185,7 +185,7 @@ fn bad_tracks_are_named_and_good_ones_become_items() {
     let rows = Manifest::load(&out).unwrap();
     assert_eq!(rows.tracks.iter().filter(|track| track.dropped.is_some()).count(), 4);
 
-    let shards = Shard::open_folder(&out).unwrap();
+    let shards = Shard::open_folders(&[&out]).unwrap();
     let items: Vec<_> = shards.iter().flat_map(|shard| (0..shard.len()).map(move |index| shard.item(index))).collect();
     assert_eq!(items.len(), summary.items);
     for item in &items {

@@ -196,22 +196,29 @@ impl Shard {
         })
     }
 
-    /// Opens all shards (`*.safetensors`) of a folder in the order of their names and checks that they
-    /// belong together.
+    /// Opens all shards (`*.safetensors`) of some folders, those of a folder in the order of their names, and
+    /// checks that they belong together.
     ///
     /// # Errors
-    /// The folder cannot be listed or has no shard, one is broken, or two differ in codec or encoder.
-    pub fn open_folder(folder: &Path) -> Result<Vec<Self>, DataError> {
-        let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
-            .map_err(DataError::io(folder, "list the shard folder"))?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
-            .collect();
-        paths.sort();
-        let shards = paths.iter().map(|path| Self::open(path)).collect::<Result<Vec<_>, _>>()?;
-        let Some(first) = shards.first() else {
-            return Err(DataError::format(folder, "shards (*.safetensors) written by `mambo prepare`", "none"));
-        };
+    /// A folder cannot be listed or has no shard, one is broken, or two differ in codec or encoder.
+    pub fn open_folders(folders: &[impl AsRef<Path>]) -> Result<Vec<Self>, DataError> {
+        let mut shards = Vec::new();
+        for folder in folders {
+            let folder = folder.as_ref();
+            let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
+                .map_err(DataError::io(folder, "list the shard folder"))?
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+                .collect();
+            if paths.is_empty() {
+                return Err(DataError::format(folder, "shards (*.safetensors) written by `mambo prepare`", "none"));
+            }
+            paths.sort();
+            for path in &paths {
+                shards.push(Self::open(path)?);
+            }
+        }
+        let Some(first) = shards.first() else { return Ok(shards) };
         for shard in &shards {
             if shard.header.spec != first.header.spec {
                 return Err(DataError::format(

@@ -1,12 +1,15 @@
 //! Norms, activations, linear layers, depthwise convolution, dropout and the loss.
 
+use std::cell::Cell;
+
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
+use mambo_kernels::bf16_product::MatrixPrecision;
 use mambo_kernels::activation::{Activation, column_sums};
 use mambo_kernels::cross_entropy;
 use mambo_kernels::depthwise::Depthwise;
 use mambo_kernels::dropout::Dropout;
-use mambo_kernels::linear::{self, Matrix, Start};
+use mambo_kernels::linear::{Matrix, Start};
 use mambo_kernels::norm::Norm;
 
 use super::{Operation, apply_1, apply_2, apply_3, from_vec, shape, values, width};
@@ -128,12 +131,31 @@ pub fn add_bias<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
 struct LinearOperation {
     /// The weight is `[outputs, inputs]` instead of `[inputs, outputs]`.
     turned: bool,
+    precision: MatrixPrecision,
+}
+
+thread_local! {
+    static PRECISION: Cell<MatrixPrecision> = const { Cell::new(MatrixPrecision::F32) };
+}
+
+/// Linear layers called by `work` on this thread compute with `precision`, and so do their backward passes later.
+pub fn with_precision<R>(precision: MatrixPrecision, work: impl FnOnce() -> R) -> R {
+    struct Restore(MatrixPrecision);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            PRECISION.set(self.0);
+        }
+    }
+    let _restore = Restore(PRECISION.replace(precision));
+    work()
 }
 
 impl Operation for LinearOperation {
     fn forward(&self, inputs: &[FlexTensor], _tracked: bool) -> Results {
         let (x, weight) = (matrix(&inputs[0]), matrix(&inputs[1]));
-        let out = linear::forward(x, if self.turned { weight.turned() } else { weight }, inputs.get(2).map(values));
+        let weight = if self.turned { weight.turned() } else { weight };
+        let mut out = vec![0.0f32; x.rows() * weight.columns()];
+        self.precision.multiply(x, weight, &mut out, inputs.get(2).map_or(Start::Zero, |bias| Start::Row(values(bias))));
         let mut dims = shape(&inputs[0]).to_vec();
         let outputs = inputs[1].layout().shape()[if self.turned { 0 } else { 1 }];
         if let Some(last) = dims.last_mut() {
@@ -147,11 +169,11 @@ impl Operation for LinearOperation {
         let mut d_x = vec![0.0f32; values(&inputs[0]).len()];
         let mut d_weight = vec![0.0f32; values(&inputs[1]).len()];
         if self.turned {
-            linear::multiply(d_out, weight, &mut d_x, Start::Zero);
-            linear::multiply(d_out.turned(), x, &mut d_weight, Start::Zero);
+            self.precision.multiply(d_out, weight, &mut d_x, Start::Zero);
+            self.precision.multiply(d_out.turned(), x, &mut d_weight, Start::Zero);
         } else {
-            linear::multiply(d_out, weight.turned(), &mut d_x, Start::Zero);
-            linear::multiply(x.turned(), d_out, &mut d_weight, Start::Zero);
+            self.precision.multiply(d_out, weight.turned(), &mut d_x, Start::Zero);
+            self.precision.multiply(x.turned(), d_out, &mut d_weight, Start::Zero);
         }
         let mut results = vec![from_vec(d_x, shape(&inputs[0])), from_vec(d_weight, shape(&inputs[1]))];
         if let Some(bias) = inputs.get(2) {
@@ -168,9 +190,10 @@ fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
 }
 
 fn apply_linear<const D: usize>(turned: bool, x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    let operation = LinearOperation { turned, precision: PRECISION.get() };
     match bias {
-        Some(bias) => apply_3(LinearOperation { turned }, x, weight, bias),
-        None => apply_2(LinearOperation { turned }, x, weight),
+        Some(bias) => apply_3(operation, x, weight, bias),
+        None => apply_2(operation, x, weight),
     }
 }
 

@@ -4,12 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use mambo_model::codec::{FlowNetwork, HouseCodec, LEVEL_CHOICES};
+use mambo_model::ops::with_precision;
 use mambo_model::parameters::Parameters;
 use mambo_model::random;
 use rayon::prelude::*;
 
 use super::{CodecExperiment, CodecTrainError, TrackSpectrum};
 use crate::checkpoint;
+use crate::config::precision;
 use crate::optim::Optimizer;
 use crate::run::RunFolder;
 use crate::track::Tracker;
@@ -54,12 +56,13 @@ pub fn train(
     let valid = sources(experiment, &codec, valid);
     let mut tracker = Tracker::open(folder.root(), first)?;
     let device = Device::flex().autodiff();
+    let precision = precision(settings.bf16);
     let mut validation = f64::NAN;
     let mut done = first;
     for step in first..settings.steps {
         let batch = draw(experiment, &codec, &train, settings.batch, "flow batch", step);
         let network = FlowNetwork::new(&experiment.codec.flow, parameters, &device);
-        let loss = loss(&network, &batch, experiment, &device);
+        let loss = with_precision(precision, || loss(&network, &batch, experiment, &device));
         let value = f64::from(loss.clone().into_scalar::<f32>());
         let gradients = network.bound().gradients(loss.backward());
         let report = optimizer.step(step, parameters, &gradients);
