@@ -15,13 +15,14 @@ fn error(output: &Output) -> String {
 #[test]
 fn every_verb_explains_itself() {
     let folder = tempfile::tempdir().unwrap();
-    let verbs: [&[&str]; 12] = [
+    let verbs: [&[&str]; 13] = [
         &["--help"],
         &["generate", "--help"],
         &["data", "fetch", "debian", "--help"],
         &["data", "fetch", "scores", "--help"],
         &["data", "add", "--help"],
         &["data", "render", "--help"],
+        &["data", "credits", "--help"],
         &["prepare", "--help"],
         &["train", "codec", "--help"],
         &["train", "lm", "--help"],

@@ -6,14 +6,15 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use mambo_data::Progress;
 use mambo_data::add::{AddOptions, add};
+use mambo_data::credits::{credits, table};
 use mambo_data::fetch::debian::{DebianOptions, fetch_debian};
 use mambo_data::fetch::scores::fetch_scores;
 use mambo_data::manifest::ManifestSummary;
 use mambo_data::render::{RenderOptions, render};
+use mambo_data::{Manifest, Progress, Split};
 
-use super::{print, print_json};
+use super::{print, print_json, split, tier};
 
 /// `mambo data`.
 #[derive(Debug, Subcommand)]
@@ -28,6 +29,8 @@ pub enum DataCommand {
     Add(AddArguments),
     /// Play scores into captioned audio.
     Render(RenderArguments),
+    /// List whom to name for the music of a corpus.
+    Credits(CreditArguments),
 }
 
 /// `mambo data fetch`.
@@ -136,6 +139,39 @@ pub struct RenderArguments {
     json: bool,
 }
 
+/// Flags of `mambo data credits`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: mambo data credits corpus corpus-rendered --tiers a,r --split train > CREDITS.tsv\n\nOne line a work, columns apart by tabs: tier, licence, artist, title, source, tracks, seconds."
+)]
+pub struct CreditArguments {
+    /// Corpus folders or manifest files.
+    #[arg(required = true)]
+    corpora: Vec<PathBuf>,
+    /// Only these licence tiers, e.g. a,r.
+    #[arg(long, value_delimiter = ',', value_name = "TIERS", value_parser = tier)]
+    tiers: Vec<String>,
+    /// Only these parts of the corpus.
+    #[arg(long, value_delimiter = ',', value_parser = split)]
+    split: Vec<Split>,
+    /// Print as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl CreditArguments {
+    fn run(self) -> Result<ExitCode> {
+        let manifests = self.corpora.iter().map(|path| Manifest::load(path)).collect::<Result<Vec<_>, _>>()?;
+        let credits = credits(&manifests, &self.split, &self.tiers);
+        if self.json {
+            print_json(&credits)?;
+        } else {
+            print(table(&credits)?.trim_end())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 /// A progress bar, and the function that moves it.
 pub fn progress_bar() -> (ProgressBar, impl FnMut(&Progress)) {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {prefix} {wide_msg}")
@@ -177,6 +213,7 @@ impl DataCommand {
             Self::Fetch(FetchCommand::Scores(arguments)) => arguments.run(),
             Self::Add(arguments) => arguments.run(),
             Self::Render(arguments) => arguments.run(),
+            Self::Credits(arguments) => arguments.run(),
         }
     }
 }

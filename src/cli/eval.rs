@@ -61,10 +61,6 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-fn split(text: &str) -> Result<Split, String> {
-    Split::from_name(text).ok_or_else(|| format!("expected one of {}", Split::ALL.map(Split::name).join(", ")))
-}
-
 impl EvalCommand {
     /// Judges.
     pub fn run(self) -> Result<ExitCode> {

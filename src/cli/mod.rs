@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
+use mambo_data::Split;
 
 /// Open text-to-music with state-space models.
 #[derive(Debug, Parser)]
@@ -74,6 +75,16 @@ impl Command {
             }
         }
     }
+}
+
+/// A part of the corpus by name.
+fn split(text: &str) -> Result<Split, String> {
+    Split::from_name(text).ok_or_else(|| format!("expected one of {}", Split::ALL.map(Split::name).join(", ")))
+}
+
+/// A licence tier. Those of the table are capital letters; people type them small.
+fn tier(text: &str) -> Result<String, String> {
+    Ok(if text.len() == 1 { text.to_uppercase() } else { text.to_owned() })
 }
 
 /// Logs to stderr; stdout is for results.

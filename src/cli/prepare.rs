@@ -8,7 +8,7 @@ use clap::Args;
 use mambo_data::prepare::{Networks, PrepareOptions};
 
 use super::data::progress_bar;
-use super::{print, print_json};
+use super::{print, print_json, tier};
 
 /// Flags of `mambo prepare`.
 #[derive(Debug, Args)]
@@ -41,7 +41,7 @@ pub struct PrepareArguments {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
     versions: u32,
     /// Only tracks of these licence tiers, e.g. a,r.
-    #[arg(long, value_delimiter = ',', value_name = "TIERS")]
+    #[arg(long, value_delimiter = ',', value_name = "TIERS", value_parser = tier)]
     tiers: Vec<String>,
     /// Seed of augmentation and captions.
     #[arg(long, default_value_t = 1)]
@@ -75,12 +75,7 @@ impl PrepareArguments {
             segment_seconds: self.seconds,
             min_seconds: self.min_seconds,
             versions: self.versions,
-            // Tiers of the table are capital letters; people type them small.
-            tiers: self
-                .tiers
-                .iter()
-                .map(|tier| if tier.len() == 1 { tier.to_uppercase() } else { tier.clone() })
-                .collect(),
+            tiers: self.tiers,
             seed: self.seed,
             part: self.part.0,
             parts: self.part.1,

@@ -10,6 +10,7 @@ pub mod atomic;
 pub mod augment;
 pub mod batch;
 pub mod caption;
+pub mod credits;
 pub mod error;
 pub mod fetch;
 pub mod manifest;

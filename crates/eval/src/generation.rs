@@ -16,6 +16,9 @@ use crate::tags::{PromptAgreement, PromptedClip, prompt_agreement};
 use crate::{EvalError, structure};
 
 mod figures;
+mod length;
+
+pub use length::{LengthResult, long_clips};
 
 /// What a system is asked for.
 #[derive(Debug, Clone, PartialEq)]

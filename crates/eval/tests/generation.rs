@@ -7,7 +7,7 @@ mod common;
 use common::{OctaveJudge, RATE, noise, tune};
 use mambo_eval::EvalError;
 use mambo_eval::frechet::Draws;
-use mambo_eval::generation::{Generated, RealClip, Request, Role, Settings, Setup, System, evaluate};
+use mambo_eval::generation::{Generated, RealClip, Request, Role, Settings, Setup, System, evaluate, long_clips};
 use mambo_eval::prompts::Prompt;
 
 const SECONDS: f64 = 20.0;
@@ -157,6 +157,38 @@ fn the_same_command_gives_the_same_figures() {
         result
     };
     assert_eq!(run(), run());
+}
+
+#[test]
+fn a_clip_that_falls_apart_is_told_from_one_that_lasts() {
+    let real = real_clips();
+    let setup = Setup {
+        sample_rate: RATE,
+        frame_rate: 21.5,
+        real: &real,
+        training: &[],
+        judge: &OctaveJudge,
+        settings: settings(),
+    };
+    let growth = |falls_apart: bool| {
+        let generate = move |r: &Request<'_>| {
+            let mut samples = tune(band(r.prompt), r.seconds, r.seed);
+            if falls_apart {
+                let late = samples.len() / 2;
+                let hiss = noise(samples.len() - late, r.seed);
+                samples[late..].copy_from_slice(&hiss);
+            }
+            Ok(made(samples, vec![]))
+        };
+        let mut system =
+            System { name: "model".into(), role: Role::Model, reads_text: true, generate: Box::new(generate) };
+        long_clips(&mut system, &setup, 6, 120.0, &mut |_| {}).expect("judges")
+    };
+    let (lasting, falling) = (growth(false), growth(true));
+    assert!(lasting.growth < 1.3 && falling.growth > 1.3, "{lasting:?} {falling:?}");
+    assert_eq!(lasting.first.patches, lasting.last.patches);
+    let [_, bars] = falling.tables();
+    assert_eq!(bars.rows[0].verdict, Some(false));
 }
 
 #[test]

@@ -56,6 +56,8 @@ pub fn rounded_to_bf16(value: f32) -> f32 {
 mod tiles {
     use super::{Matrix, Start};
     use crate::linear::with_buffer;
+    use crate::simd::Avx512;
+    use crate::small_gemm::transpose_body;
     use rayon::prelude::*;
     use std::arch::asm;
     use std::arch::x86_64::*;
@@ -74,12 +76,16 @@ mod tiles {
     /// Multiply-adds below which packing costs more than the product.
     const LEAST_SIZE: usize = 1 << 17;
 
-    /// A tile: 16 lines of 16 pairs of bf16 values.
+    /// A tile: 16 lines of 16 sums, or of 16 pairs of bf16 values that are only moved about as if they were f32.
     #[derive(Clone, Copy)]
     #[repr(C, align(64))]
-    struct Tile([u32; TILE]);
+    struct Tile([f32; TILE]);
 
-    const EMPTY: Tile = Tile([0; TILE]);
+    const EMPTY: Tile = Tile([0.0; TILE]);
+
+    /// How many rows and bytes a row each tile register has, as `ldtilecfg` reads it.
+    #[repr(C, align(64))]
+    struct Settings([u8; 64]);
 
     thread_local! {
         /// Packing buffers kept between calls.
@@ -185,11 +191,11 @@ mod tiles {
     /// # Safety
     /// The tile unit is there and granted.
     unsafe fn configure() {
-        let mut settings = Tile([0; TILE]);
-        // Byte 0: palette 1; bytes 16 to 31: bytes a row, 16 bits each; bytes 48 to 55: rows.
+        let mut settings = Settings([0; 64]);
+        // Palette 1; then bytes a row, 16 bits each, and rows.
         settings.0[0] = 1;
-        settings.0[4..8].fill(64 << 16 | 64);
-        settings.0[12..14].fill(0x1010_1010);
+        (16..32).step_by(2).for_each(|at| settings.0[at] = 64);
+        settings.0[48..56].fill(SIDE as u8);
         // SAFETY: 64 readable bytes in the documented layout.
         unsafe { asm!("ldtilecfg [{0}]", in(reg) settings.0.as_ptr(), options(nostack, readonly)) };
     }
@@ -235,6 +241,7 @@ mod tiles {
     }
 
     /// Adds four tiles of sums to what the output starts from.
+    #[inline(always)]
     fn store(
         sums: &[Tile; 4],
         row: usize,
@@ -252,9 +259,8 @@ mod tiles {
             let width = SIDE.min(columns - column);
             for (line, values) in tile.0.chunks_exact(SIDE).take(height - row).enumerate() {
                 let target = &mut out[(row + line) * columns + column..][..width];
-                let values = values.iter().map(|&bits| f32::from_bits(bits));
                 match start {
-                    Start::Zero => target.iter_mut().zip(values).for_each(|(t, value)| *t = value),
+                    Start::Zero => target.copy_from_slice(&values[..width]),
                     Start::Output => target.iter_mut().zip(values).for_each(|(t, value)| *t += value),
                     Start::Row(row) => {
                         let row = &row[column..column + width];
@@ -307,7 +313,7 @@ mod tiles {
         let high_mask = mask(steps.saturating_sub(SIDE));
         for (row, line) in tile.0.chunks_exact_mut(SIDE).enumerate() {
             if row >= rows {
-                line.fill(0);
+                line.fill(0.0);
                 continue;
             }
             // SAFETY: the masks leave out everything beyond `steps`; a line holds 64 bytes.
@@ -364,11 +370,7 @@ mod tiles {
     #[inline(always)]
     fn turn(tile: &mut Tile) {
         let before = *tile;
-        for (line, target) in tile.0.chunks_exact_mut(SIDE).enumerate() {
-            for (place, value) in target.iter_mut().enumerate() {
-                *value = before.0[place * SIDE + line];
-            }
-        }
+        transpose_body::<Avx512>(SIDE, SIDE, &before.0, SIDE, &mut tile.0, SIDE);
     }
 }
 

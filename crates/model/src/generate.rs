@@ -246,6 +246,9 @@ impl Generator {
             if !rest.is_empty() {
                 guide(conditional, rest, self.sampling.guidance);
             }
+            if let Some(held) = conditional.get_mut(usize::from(before[k])) {
+                *held -= self.sampling.hold_penalty;
+            }
             // Drawn even where the filler is forced: the stream's position depends on the column alone.
             let code = self.sampling.draw(conditional, &mut self.rng);
             column.push(if self.made < self.pattern.delay(k) { special } else { code });

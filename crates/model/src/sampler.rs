@@ -19,6 +19,9 @@ pub struct Sampling {
     pub top_p: f32,
     /// Classifier-free guidance `u + s (c - u)`; 1 uses the caption alone, 0 ignores it.
     pub guidance: f32,
+    /// Subtracted from the logit of the code just drawn, per codebook. A small model that has held a tone for a while
+    /// holds it for ever; this gives it a way out.
+    pub hold_penalty: f32,
     /// Restart the state from the text and the latest frames whenever it has seen this many frames;
     /// 0 never. Keeps long clips within the trained length.
     pub window: usize,
@@ -28,7 +31,7 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 0.95, guidance: 2.0, window: 646, keep: 172 }
+        Self { temperature: 1.0, top_k: 0, top_p: 0.95, guidance: 2.0, hold_penalty: 0.0, window: 646, keep: 172 }
     }
 }
 
@@ -44,6 +47,9 @@ pub enum SamplingError {
     /// Guidance is no number.
     #[error("guidance {0} must be a finite number")]
     Guidance(f32),
+    /// The penalty is no number.
+    #[error("hold-penalty {0} must be a finite number")]
+    HoldPenalty(f32),
     /// The restart keeps as much as it drops.
     #[error("keep = {keep} must be below window = {window} and at least {least}, the longest delay plus one")]
     Window {
@@ -67,6 +73,9 @@ impl Sampling {
         }
         if !self.guidance.is_finite() {
             return Err(SamplingError::Guidance(self.guidance));
+        }
+        if !self.hold_penalty.is_finite() {
+            return Err(SamplingError::HoldPenalty(self.hold_penalty));
         }
         let least = longest_delay + 1;
         if self.window > 0 && (self.keep >= self.window || self.keep < least) {
@@ -124,7 +133,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn plain() -> Sampling {
-        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, guidance: 1.0, window: 0, keep: 0 }
+        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, guidance: 1.0, hold_penalty: 0.0, window: 0, keep: 0 }
     }
 
     proptest! {
@@ -181,6 +190,7 @@ mod tests {
         assert!(Sampling { temperature: -1.0, ..plain() }.validate(0).is_err());
         assert!(Sampling { temperature: f32::NAN, ..plain() }.validate(0).is_err());
         assert!(Sampling { top_p: 0.0, ..plain() }.validate(0).is_err());
+        assert!(Sampling { hold_penalty: f32::INFINITY, ..plain() }.validate(0).is_err());
         assert!(Sampling { window: 10, keep: 10, ..plain() }.validate(0).is_err());
         assert!(Sampling { window: 10, keep: 2, ..plain() }.validate(2).is_err());
         assert!(Sampling { window: 10, keep: 3, ..plain() }.validate(2).is_ok());

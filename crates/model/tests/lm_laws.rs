@@ -194,7 +194,7 @@ fn loss_ignores_specials_and_counts_codes() {
 }
 
 fn sampling() -> Sampling {
-    Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, guidance: 2.0, window: 30, keep: 9 }
+    Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, guidance: 2.0, hold_penalty: 0.5, window: 30, keep: 9 }
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn generated_frames_score_as_the_columns_that_were_read() {
     let config = config(Head::Free, 3);
     let parameters = lively(&config, 6);
     let stepper = Arc::new(Stepper::new(&config, &parameters));
-    let greedy = Sampling { temperature: 0.0, guidance: 1.0, window: 0, keep: 0, ..sampling() };
+    let greedy = Sampling { temperature: 0.0, guidance: 1.0, hold_penalty: 0.0, window: 0, keep: 0, ..sampling() };
     let frames: Vec<_> = Generator::new(stepper, None, &greedy, 1).unwrap().take(12).collect();
     let codes: Vec<u16> = (0..3).flat_map(|k| frames.iter().map(move |frame| frame[k])).collect();
     let delayed = config.pattern().apply(&codes, 12, 40);

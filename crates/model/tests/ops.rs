@@ -173,6 +173,26 @@ fn linear_layers_match_burn() {
 }
 
 #[test]
+fn bf16_products_stay_near_in_both_directions_and_end_with_their_scope() {
+    for (turned, table) in [(false, [40, 72]), (true, [72, 40])] {
+        let probe = Probe::new(table);
+        let layer = move |i: Inputs| match turned {
+            true => ops::linear_turned(i.x, i.table_a, None),
+            false => ops::linear(i.x, i.table_a, None),
+        };
+        let exact = probe.run(table, layer);
+        // The backward pass runs outside the scope, and still as the forward pass did.
+        let rounded = probe.run(table, |i| ops::with_precision(ops::MatrixPrecision::Bf16, || layer(i)));
+        for (a, b) in rounded.iter().zip(&exact) {
+            let off = distance(a, b);
+            let expected = if ops::bf16_unavailable().is_none() { 1e-4..6e-3 } else { 0.0..1e-6 };
+            assert!(expected.contains(&off), "{off:e}");
+        }
+        assert_eq!(probe.run(table, layer), exact);
+    }
+}
+
+#[test]
 fn depthwise_convolution_matches_burn() {
     let table = [7, 40];
     let probe = Probe::new(table);

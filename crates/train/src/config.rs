@@ -24,6 +24,9 @@ pub struct LmExperiment {
     pub data: DataConfig,
     /// Shapes of the model.
     pub model: LmConfig,
+    /// Model folder whose weights training starts from, instead of random ones.
+    #[serde(default)]
+    pub start_from: Option<PathBuf>,
     /// How the loss is formed.
     #[serde(default)]
     pub loss: LossConfig,
@@ -90,6 +93,9 @@ pub struct LoopConfig {
     /// Probability that an input code is replaced by another one of its codebook.
     #[serde(default)]
     pub input_corruption: f32,
+    /// Share of the columns that lie in stretches of inputs that stand still while the targets go on.
+    #[serde(default)]
+    pub held_inputs: f32,
     /// Start embeddings and heads from the codec's centroids.
     #[serde(default)]
     pub codec_vectors: bool,
@@ -148,7 +154,7 @@ impl LmExperiment {
         self.sampling.validate(self.model.pattern().longest())?;
         let train = &self.train;
         let share = |value: f32| (0.0..1.0).contains(&value);
-        let rules: [(&'static str, String, bool, &'static str); 11] = [
+        let rules: [(&'static str, String, bool, &'static str); 12] = [
             ("data.frames", self.data.frames.to_string(), self.data.frames > 1, "2 or more"),
             ("data.max_text", self.data.max_text.to_string(), self.data.max_text > 0, "1 or more"),
             ("train.steps", train.steps.to_string(), train.steps > 0, "1 or more"),
@@ -168,6 +174,7 @@ impl LmExperiment {
                 share(train.input_corruption),
                 "0 to below 1",
             ),
+            ("train.held_inputs", train.held_inputs.to_string(), share(train.held_inputs), "0 to below 1"),
             (
                 "loss.label_smoothing",
                 self.loss.label_smoothing.to_string(),

@@ -26,7 +26,7 @@ use crate::config::{LmExperiment, precision};
 use crate::error::TrainError;
 use crate::optim::{Optimizer, accumulate};
 use crate::run::RunFolder;
-use crate::sequence::{arrange, captions, corrupt};
+use crate::sequence::{arrange, captions, corrupt, hold};
 use crate::track::Tracker;
 
 /// The codec's centroids, row-major `[levels, cardinality, width]`.
@@ -120,7 +120,7 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
 
     // Model, optimiser, run folder; resume.
     let (config, vectors) = with_codec(experiment, &codec, codec_vectors)?;
-    let mut parameters = config.init(&vectors, &mut Initialiser::seeded(seed))?;
+    let mut parameters = first_parameters(experiment, &config, &vectors)?;
     let mut optimizer = Optimizer::new(&experiment.optim, &parameters, train.steps);
     let folder = RunFolder::open(folder, experiment)?;
     let resumed = checkpoint::load::<Memory>(&folder.checkpoint(), seed, &mut parameters, &mut optimizer)?;
@@ -152,6 +152,7 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
             let batch = source.batch_at_step(index);
             let mut sequence = arrange(&config, &batch);
             corrupt(&config, &mut sequence, train.input_corruption, &mut random::stream(seed, "corrupt", index));
+            hold(&config, &mut sequence, train.held_inputs, &mut random::stream(seed, "hold", index));
             let text = captions(&config, &batch, train.caption_dropout, &mut random::stream(seed, "caption", index));
             let mut dropout = Dropout::new(train.dropout, random::stream(seed, "dropout", index));
             let bound = parameters.bind(&device);
@@ -338,6 +339,22 @@ fn with_codec(
     config.codec_width = vectors.width;
     let values = vectors.values[..config.codebooks * size].to_vec();
     Ok((config, values))
+}
+
+/// Random weights, or those of the model folder that the experiment names.
+fn first_parameters(experiment: &LmExperiment, config: &LmConfig, vectors: &[f32]) -> Result<Parameters, TrainError> {
+    let Some(folder) = &experiment.start_from else {
+        return Ok(config.init(vectors, &mut Initialiser::seeded(experiment.seed))?);
+    };
+    let (file, parameters) = LmFile::load(folder)?;
+    if file.model != *config {
+        return Err(TrainError::Setting {
+            key: "start_from",
+            found: format!("{} with other sizes", folder.display()),
+            expected: "a model folder whose lm.toml has the sizes of [model]",
+        });
+    }
+    Ok(parameters)
 }
 
 fn mean(values: &[f64]) -> f64 {

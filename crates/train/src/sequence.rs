@@ -54,6 +54,36 @@ pub fn corrupt(config: &LmConfig, sequence: &mut Sequence, rate: f32, rng: &mut 
     }
 }
 
+/// Longest stretch that [`hold`] makes, in frames (1.5 s at 21.5 Hz).
+const LONGEST_HOLD: usize = 32;
+
+/// Lets inputs stand still: about a share `rate` of the columns lies in stretches that repeat the column before them,
+/// while the targets go on. A model that has only read real clips, sampled from, holds a tone longer and longer
+/// because it never saw a hold that was not meant.
+pub fn hold(config: &LmConfig, sequence: &mut Sequence, rate: f32, rng: &mut ChaCha8Rng) {
+    if rate == 0.0 {
+        return;
+    }
+    let (books, special) = (config.codebooks, config.special());
+    let frames = sequence.inputs.len() / (sequence.batch * books);
+    let begins = rate / ((1 + LONGEST_HOLD) as f32 / 2.0);
+    for clip in sequence.inputs.chunks_exact_mut(books * frames) {
+        let mut at = 1;
+        while at < frames {
+            if random::uniform(rng) >= begins {
+                at += 1;
+                continue;
+            }
+            let end = (at + 1 + random::below(rng, LONGEST_HOLD)).min(frames);
+            for row in clip.chunks_exact_mut(frames) {
+                let held = row[at - 1];
+                row[at..end].iter_mut().filter(|code| **code != special && held != special).for_each(|c| *c = held);
+            }
+            at = end;
+        }
+    }
+}
+
 /// The captions of a batch; each is dropped with probability `dropout` in favour of the null text.
 pub fn captions(config: &LmConfig, batch: &Batch, dropout: f32, rng: &mut ChaCha8Rng) -> TextBatch {
     let (width, length) = (config.text_width, batch.text_length);
@@ -129,7 +159,39 @@ mod tests {
             }
         }
         let mut untouched = clean.clone();
+        hold(&config(), &mut untouched, 0.0, &mut random::stream(1, "hold", 0));
         corrupt(&config(), &mut untouched, 0.0, &mut random::stream(1, "corrupt", 0));
         assert_eq!(untouched, clean);
+    }
+
+    #[test]
+    fn held_stretches_repeat_the_column_before_them_and_have_the_share_asked_for() {
+        let frames = 20_000;
+        let codes: Vec<u16> = (0..2 * frames).map(|i| (i % 97) as u16).collect();
+        let batch = Batch {
+            codes_bkt: codes,
+            lengths_b: vec![frames],
+            text_bld: vec![0.5],
+            text_mask_bl: vec![1.0],
+            text_length: 1,
+            captions_b: vec![String::new()],
+            tracks_b: vec![String::new()],
+            places_b: vec![(0, 0, 0)],
+        };
+        let clean = arrange(&config(), &batch);
+        let mut sequence = clean.clone();
+        hold(&config(), &mut sequence, 0.2, &mut random::stream(1, "hold", 0));
+        assert_eq!(sequence.targets, clean.targets);
+        let mut changed = 0;
+        for (row, before) in sequence.inputs.chunks_exact(frames).zip(clean.inputs.chunks_exact(frames)) {
+            for at in 1..frames {
+                if row[at] != before[at] {
+                    assert_eq!(row[at], row[at - 1]);
+                    changed += 1;
+                }
+            }
+        }
+        let share = f64::from(changed) / (2 * frames) as f64;
+        assert!((0.15..0.25).contains(&share), "{share}");
     }
 }

@@ -85,6 +85,7 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
             codec_width: 0,
             same_again: true,
         },
+        start_from: None,
         loss: LossConfig::default(),
         optim: OptimConfig { rate: 5e-3, warmup: 5, ema: 0.9, ..OptimConfig::default() },
         train: LoopConfig {
@@ -96,6 +97,7 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
             input_corruption: 0.05,
             codec_vectors: true,
             bf16: false,
+            held_inputs: 0.1,
             log_every: 1,
             validate_every: 6,
             validate_clips: 0,
@@ -275,6 +277,26 @@ fn stopping_saves_and_patience_ends_a_run() {
     impatient.optim.ema = 0.0;
     let outcome = go(&impatient, &folder.path().join("impatient"), None).unwrap();
     assert!(outcome.step < 200 && !outcome.stopped, "{}", outcome.step);
+}
+
+#[test]
+fn training_goes_on_from_another_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = folder.path().join("shards");
+    write_shards(&shards, 5);
+    let first = folder.path().join("first");
+    let score = |outcome: &LmOutcome| outcome.scores[0].nll[0];
+    let trained = go(&experiment(&shards, 60), &first, None).unwrap();
+    let mut further = experiment(&shards, 1);
+    further.optim.rate = 1e-9;
+    further.optim.ema = 0.0;
+    further.start_from = Some(first.join("last"));
+    let outcome = go(&further, &folder.path().join("further"), None).unwrap();
+    // Weights in the folder are f16.
+    assert!((score(&outcome) - score(&trained)).abs() < 5e-3, "{} {}", score(&outcome), score(&trained));
+    further.model.layers = 1;
+    let message = go(&further, &folder.path().join("other"), None).unwrap_err().to_string();
+    assert!(message.contains("start_from") && message.contains("sizes"), "{message}");
 }
 
 #[test]

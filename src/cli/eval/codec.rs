@@ -12,7 +12,8 @@ use mambo_model::codec::{Codec, HouseCodec};
 use mambo_train::codec::CodecExperiment;
 use mambo_train::run::read_toml;
 
-use super::{Common, clip_name, cut, places, seconds, spinner, split, step};
+use super::super::{split, tier};
+use super::{Common, clip_name, cut, places, seconds, spinner, step};
 
 /// Flags of `mambo eval codec`.
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ pub struct CodecArguments {
     #[arg(long, value_name = "FILE")]
     floor: Option<PathBuf>,
     /// Only these licence tiers.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = tier)]
     tiers: Vec<String>,
     /// Part of the corpus.
     #[arg(long, default_value = "test", value_parser = split)]

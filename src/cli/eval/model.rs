@@ -14,7 +14,7 @@ use mambo_data::shard::Shard;
 use mambo_data::{Manifest, Split};
 use mambo_eval::error::SystemError;
 use mambo_eval::floors::uniform_tokens;
-use mambo_eval::generation::{Generated, RealClip, Role, Settings, Setup, System, evaluate};
+use mambo_eval::generation::{Generated, RealClip, Role, Settings, Setup, System, evaluate, long_clips};
 use mambo_eval::prompts::{fixed_prompts, parse_prompts};
 use mambo_eval::report::{FigureTable, Report, number};
 use mambo_model::bundle::Bundle;
@@ -27,6 +27,7 @@ use mambo_train::lm::score_model;
 use serde_json::json;
 
 use super::super::generate::default_model;
+use super::super::tier;
 use super::{Common, clip_name, cut, places, seconds, spinner, step};
 
 /// Ceiling of true peaks in what `generate` writes, dBFS.
@@ -49,7 +50,7 @@ pub struct ModelArguments {
     #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
     shards: Vec<PathBuf>,
     /// Only real music of these licence tiers.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = tier)]
     tiers: Vec<String>,
     /// Length of a segment as given to `mambo prepare`.
     #[arg(long, default_value_t = 30.0, value_parser = seconds)]
@@ -66,6 +67,12 @@ pub struct ModelArguments {
     /// Seeds a prompt; 0 leaves the prompts out.
     #[arg(long, default_value_t = 4)]
     prompt_seeds: usize,
+    /// Also make this many long clips, and compare their last minute with their first 30 s.
+    #[arg(long, default_value_t = 0)]
+    long_clips: usize,
+    /// Length of a long clip in seconds.
+    #[arg(long, default_value_t = 600.0, value_parser = seconds)]
+    long_seconds: f64,
     #[command(flatten)]
     common: Common,
 }
@@ -150,6 +157,15 @@ impl ModelArguments {
         };
         let mut systems = systems(&bundle, &real, &training, &spec);
         let (_, mut report) = evaluate(&mut systems, &setup, &mut step(&bar))?;
+        if self.long_clips > 0
+            && let Some(model) = systems.iter_mut().find(|system| system.role == Role::Model)
+        {
+            let length = long_clips(model, &setup, self.long_clips, self.long_seconds, &mut step(&bar))?;
+            report.tables.extend(length.tables());
+            if let Some(all) = report.figures.as_object_mut() {
+                all.insert("length".into(), json!(length));
+            }
+        }
         step(&bar)("perplexity");
         self.perplexities(&folder, &shards, &training, &mut report)?;
         bar.finish_and_clear();

@@ -4,15 +4,45 @@
 //! token depends on the seed and its place alone; so how the frames are pushed never changes the sound.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use mambo_audio::spectrum::GriffinLimStream;
 
-use super::HouseCodec;
 use super::house::usable_levels;
+use super::{HouseCodec, HouseConfig};
 use crate::random;
 
 /// STFT frames that the phase search keeps open between windows.
 const LOOK_AHEAD: usize = 8;
+
+/// Bands on each side that a band is compared with for the steady part of the noise.
+const NEIGHBOURS: usize = 3;
+
+/// Standard normal noise of some tokens, row-major `[tokens, frames of a token, bands]`. What differs between
+/// neighbouring low bands stands still for a share of `decoding.steady`, so that a held tone keeps its partials; the
+/// envelope keeps its own life.
+fn noise(seed: u64, tokens: Range<usize>, config: &HouseConfig) -> Vec<f32> {
+    let (bands, low, steady) = (config.layout.bands(), config.layout.linear, config.decoding.steady);
+    let mut out = Vec::with_capacity(tokens.len() * config.width());
+    for token in tokens {
+        let mut rng = random::stream(seed, "decode", token as u64);
+        out.extend((0..config.width()).map(|_| random::normal(&mut rng)));
+    }
+    if steady == 0.0 {
+        return out;
+    }
+    let mut rng = random::stream(seed, "decode steady", 0);
+    let still: Vec<f32> = (0..low).map(|_| random::normal(&mut rng)).collect();
+    for frame in out.chunks_exact_mut(bands) {
+        let change: Vec<f32> =
+            frame.iter().zip(&still).map(|(n, s)| ((1.0 - steady).sqrt() - 1.0) * n + steady.sqrt() * s).collect();
+        for (band, value) in frame[..low].iter_mut().enumerate() {
+            let around = &change[band.saturating_sub(NEIGHBOURS)..(band + NEIGHBOURS + 1).min(low)];
+            *value += change[band] - around.iter().sum::<f32>() / around.len() as f32;
+        }
+    }
+    out
+}
 
 /// A running decoder.
 pub struct HouseStream<'a> {
@@ -77,16 +107,8 @@ impl<'a> HouseStream<'a> {
         let before = self.done - self.first;
         let tokens = end - self.first;
         let inputs: Vec<f32> = self.latents.iter().take(tokens).flatten().copied().collect();
-        let noise: Vec<f32> = if config.decoding.steps == 0 {
-            Vec::new()
-        } else {
-            (self.first..end)
-                .flat_map(|token| {
-                    let mut rng = random::stream(self.seed, "decode", token as u64);
-                    (0..config.width()).map(move |_| random::normal(&mut rng))
-                })
-                .collect()
-        };
+        let noise: Vec<f32> =
+            if config.decoding.steps == 0 { Vec::new() } else { noise(self.seed, self.first..end, config) };
         let logs = self.codec.spectrum(&inputs, self.choice, noise);
         let row = config.width();
         let mut magnitudes = config.layout.unfold(&logs[before * row..(before + count) * row]);
@@ -97,5 +119,36 @@ impl<'a> HouseStream<'a> {
             self.first += 1;
         }
         self.phases.push(&magnitudes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Decoding;
+
+    #[test]
+    fn steady_noise_keeps_its_variance_and_leaves_high_bands_alone() {
+        let with = |steady: f32| HouseConfig {
+            decoding: Decoding { steady, ..Decoding::default() },
+            ..HouseConfig::default()
+        };
+        let config = with(0.3);
+        let (bands, low) = (config.layout.bands(), config.layout.linear);
+        let (plain, steady) = (noise(7, 5..505, &with(0.0)), noise(7, 5..505, &config));
+        let mut power = 0.0;
+        let mut mean = vec![0.0f32; low];
+        for (a, b) in plain.chunks_exact(bands).zip(steady.chunks_exact(bands)) {
+            assert_eq!(a[low..], b[low..]);
+            power += b[..low].iter().map(|v| v * v).sum::<f32>();
+            mean.iter_mut().zip(b).for_each(|(sum, value)| *sum += value);
+        }
+        let frames = (steady.len() / bands) as f32;
+        let power = power / (frames * low as f32);
+        assert!((0.9..1.1).contains(&power), "{power}");
+        // The part that stands still is what the mean over time leaves.
+        let still = mean.iter().map(|sum| (sum / frames).powi(2)).sum::<f32>() / low as f32;
+        assert!((0.15..0.4).contains(&still), "{still}");
+        assert_eq!(noise(7, 100..200, &config), steady[95 * config.width()..195 * config.width()]);
     }
 }

@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use mambo_kernels::bf16_product::MatrixPrecision;
 use mambo_kernels::activation::{Activation, column_sums};
+use mambo_kernels::bf16_product::MatrixPrecision;
 use mambo_kernels::cross_entropy;
 use mambo_kernels::depthwise::Depthwise;
 use mambo_kernels::dropout::Dropout;
@@ -155,7 +155,12 @@ impl Operation for LinearOperation {
         let (x, weight) = (matrix(&inputs[0]), matrix(&inputs[1]));
         let weight = if self.turned { weight.turned() } else { weight };
         let mut out = vec![0.0f32; x.rows() * weight.columns()];
-        self.precision.multiply(x, weight, &mut out, inputs.get(2).map_or(Start::Zero, |bias| Start::Row(values(bias))));
+        self.precision.multiply(
+            x,
+            weight,
+            &mut out,
+            inputs.get(2).map_or(Start::Zero, |bias| Start::Row(values(bias))),
+        );
         let mut dims = shape(&inputs[0]).to_vec();
         let outputs = inputs[1].layout().shape()[if self.turned { 0 } else { 1 }];
         if let Some(last) = dims.last_mut() {
