@@ -57,7 +57,7 @@ fn experiment(corpus: &Path) -> CodecExperiment {
             decoding: Decoding { window: 40, halo: 8, ..Decoding::default() },
         },
         fit: FitConfig { speeds: vec![1.0, 1.06], tokens: 5000, rounds: 5, ..FitConfig::default() },
-        flow: FlowTrainConfig { steps: 40, batch: 4, tokens: 24, every: 20 },
+        flow: FlowTrainConfig { steps: 40, batch: 4, tokens: 24, every: 20, bf16: false },
         optim: OptimConfig { rate: 2e-3, warmup: 5, ema: 0.9, ..OptimConfig::default() },
     }
 }
