@@ -137,6 +137,7 @@ fn it_learns_two_clips_by_heart_and_generates_them() {
     let mut experiment = experiment(&shards, 120);
     experiment.train.dropout = 0.0;
     experiment.train.input_corruption = 0.0;
+    experiment.train.held_inputs = 0.0;
     experiment.train.sample_every = 60;
     let mut sampled = Vec::new();
     let mut hook = |model: &LanguageModel, step: u64| -> Result<(), String> {
