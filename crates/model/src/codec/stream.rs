@@ -15,6 +15,8 @@ use crate::random;
 /// STFT frames that the phase search keeps open between windows.
 const LOOK_AHEAD: usize = 8;
 
+/// Lowest band with a steady part: below about 170 Hz a single partial is most of the sound, and would boom.
+const LOWEST_STEADY: usize = 8;
 /// Bands on each side that a band is compared with for the steady part of the noise.
 const NEIGHBOURS: usize = 3;
 
@@ -36,7 +38,7 @@ fn noise(seed: u64, tokens: Range<usize>, config: &HouseConfig) -> Vec<f32> {
     for frame in out.chunks_exact_mut(bands) {
         let change: Vec<f32> =
             frame.iter().zip(&still).map(|(n, s)| ((1.0 - steady).sqrt() - 1.0) * n + steady.sqrt() * s).collect();
-        for (band, value) in frame[..low].iter_mut().enumerate() {
+        for (band, value) in frame[..low].iter_mut().enumerate().skip(LOWEST_STEADY) {
             let around = &change[band.saturating_sub(NEIGHBOURS)..(band + NEIGHBOURS + 1).min(low)];
             *value += change[band] - around.iter().sum::<f32>() / around.len() as f32;
         }
