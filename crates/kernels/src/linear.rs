@@ -53,6 +53,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// The values, and how far apart they lie from row to row and from column to column; one of both is 1.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     pub(crate) fn strides(&self) -> (&'a [f32], usize, usize) {
         (self.values, self.row_stride, self.column_stride)
     }
