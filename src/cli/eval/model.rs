@@ -155,7 +155,8 @@ impl ModelArguments {
             judge: &judge,
             settings,
         };
-        let mut systems = systems(&bundle, &real, &training, &spec);
+        let bigram = KneserNeyBigram::fit(&training, spec.cardinality);
+        let mut systems = systems(&bundle, &real, &bigram, &spec);
         let (_, mut report) = evaluate(&mut systems, &setup, &mut step(&bar))?;
         if self.long_clips > 0
             && let Some(model) = systems.iter_mut().find(|system| system.role == Role::Model)
@@ -167,7 +168,7 @@ impl ModelArguments {
             }
         }
         step(&bar)("perplexity");
-        self.perplexities(&folder, &shards, &training, &mut report)?;
+        self.perplexities(&folder, &shards, &bigram, &mut report)?;
         bar.finish_and_clear();
         self.common.deliver(&report)
     }
@@ -177,11 +178,10 @@ impl ModelArguments {
         &self,
         folder: &Path,
         shards: &Arc<Vec<Shard>>,
-        training: &[&[u16]],
+        bigram: &KneserNeyBigram,
         report: &mut Report,
     ) -> Result<()> {
         let (file, parameters) = LmFile::load(folder)?;
-        let bigram = KneserNeyBigram::fit(training, file.model.cardinality);
         let mut table = FigureTable::new("Perplexity of level 1", &["split", "model", "bigram", "ratio"]);
         let mut bars = FigureTable::new("Bars: language model", &["what", "value", "bar", ""]);
         let mut figures = Vec::new();
@@ -241,11 +241,15 @@ impl ModelArguments {
 
 /// The model, the bigram over first-codebook tokens, uniform tokens, and the real tokens decoded; all but the bigram
 /// with as many codebooks as the model writes.
-fn systems<'a>(bundle: &'a Bundle, real: &'a [RealClip], training: &[&[u16]], spec: &CodecSpec) -> Vec<System<'a>> {
+fn systems<'a>(
+    bundle: &'a Bundle,
+    real: &'a [RealClip],
+    bigram: &'a KneserNeyBigram,
+    spec: &CodecSpec,
+) -> Vec<System<'a>> {
     let levels = bundle.language().file.model.codebooks;
     let codec = bundle.codec();
     let spec = CodecSpec { levels, ..spec.clone() };
-    let bigram = KneserNeyBigram::fit(training, spec.cardinality);
     let system = |name: String, role, generate| System { name, role, reads_text: role == Role::Model, generate };
     let (model_spec, bigram_spec) = (spec.clone(), spec.clone());
     vec![
