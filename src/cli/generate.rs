@@ -49,6 +49,9 @@ pub struct GenerateArguments {
     /// Above 0 moves on sooner, below 0 holds longer.
     #[arg(long, allow_negative_numbers = true)]
     hold_penalty: Option<f32>,
+    /// Beats a minute, 40 to 240; 0 for music without a beat; by default what the prompt suggests.
+    #[arg(long, value_name = "BPM")]
+    tempo: Option<f32>,
     /// Clips for each prompt.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     count: u32,
@@ -235,6 +238,7 @@ impl GenerateArguments {
         sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
         sampling.guidance = self.guidance.unwrap_or(sampling.guidance);
         sampling.hold_penalty = self.hold_penalty.unwrap_or(sampling.hold_penalty);
+        sampling.tempo = self.tempo.or(sampling.tempo);
         let request = Request { prompt: prompt.to_owned(), seconds: self.seconds, seed, sampling, fade: self.fade };
         let rate = bundle.sample_rate();
         let standard_output = target.as_os_str() == "-";

@@ -4,6 +4,7 @@
 //! the rate. Nothing here fails: silence or a fragment gives `None` or 0. Long signals are read in blocks, so the
 //! spectra never take more memory than a few seconds of sound.
 
+pub mod beats;
 pub mod chroma;
 mod frames;
 pub mod key;
@@ -14,6 +15,7 @@ pub mod structure;
 pub mod tempo;
 pub mod tone;
 
+pub use beats::{Beats, track_beats};
 pub use chroma::{Chromagram, chroma_correlation, chromagram};
 pub use key::{KeyEstimate, Mode, estimate_key};
 pub use loudness_range::loudness_range;

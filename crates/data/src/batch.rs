@@ -6,6 +6,7 @@
 use crate::error::DataError;
 use crate::manifest::Split;
 use crate::shard::Shard;
+use mambo_model::clock::{CYCLE_BEATS, NO_BEAT, later};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use std::sync::Arc;
@@ -36,6 +37,9 @@ pub struct BatchOptions {
 pub struct Batch {
     /// Codec tokens, row-major `[B, K, T]`; zero after an item's length.
     pub codes_bkt: Vec<u16>,
+    /// Beat clock of each frame, row-major `[B, T]`; "no beat" after an item's length. The first beat of an item has
+    /// a random place in the clock's cycle.
+    pub clock_bt: Vec<u16>,
     /// Frames in use of each item.
     pub lengths_b: Vec<usize>,
     /// Text states, row-major `[B, L, D]`, zero where masked.
@@ -132,6 +136,12 @@ impl BatchSource {
         self.shards[0].header().spec.text_width
     }
 
+    /// Codec frames a second.
+    #[must_use]
+    pub fn frame_rate(&self) -> f64 {
+        self.shards[0].header().spec.codec.frame_rate()
+    }
+
     /// The shards the batches come from.
     #[must_use]
     pub fn shards(&self) -> &[Shard] {
@@ -191,6 +201,7 @@ impl BatchSource {
         let width = self.text_width();
         let mut batch = Batch {
             codes_bkt: vec![0; chosen.len() * levels * frames],
+            clock_bt: vec![NO_BEAT; chosen.len() * frames],
             lengths_b: Vec::with_capacity(chosen.len()),
             text_bld: Vec::new(),
             text_mask_bl: Vec::new(),
@@ -214,6 +225,10 @@ impl BatchSource {
                 let target = (place * levels + level) * frames;
                 batch.codes_bkt[target..target + length].copy_from_slice(source);
             }
+            let turned = below(&mut random, usize::from(CYCLE_BEATS)) as u16;
+            let clock = &item.clock_t[first..first + length];
+            let target = &mut batch.clock_bt[place * frames..place * frames + length];
+            target.iter_mut().zip(clock).for_each(|(target, &position)| *target = later(position, turned));
             batch.lengths_b.push(length);
             batch.captions_b.push(shard.header().captions[caption].text.clone());
             batch.tracks_b.push(item.track.id.clone());
@@ -242,6 +257,7 @@ mod tests {
     use crate::manifest::{Caption, CaptionSource};
     use crate::shard::{ShardSpec, ShardTrack, ShardWriter, TextStates};
     use half::f16;
+    use mambo_model::clock::{CYCLE_TICKS, Metronome, TICKS_PER_BEAT};
     use mambo_model::tokens::CodecSpec;
     use proptest::prelude::*;
 
@@ -277,7 +293,8 @@ mod tests {
                 let track = writer.track(&ShardTrack { id: format!("{name}-{item}"), split, tier: "A".into() });
                 let codes: Vec<u16> =
                     (0..LEVELS).flat_map(|_| (0..length as u16).map(move |t| item * 100 + t)).collect();
-                writer.item(track, 0, u32::from(item % 2), &codes, &captions).unwrap();
+                let clock: Vec<u16> = (0..length as u64).map(|t| Metronome::new(Some(90.0), 21.5).at(t)).collect();
+                writer.item(track, 0, u32::from(item % 2), &codes, &clock, &captions).unwrap();
             }
             writer.finish(&folder.join(format!("{name}.safetensors"))).unwrap();
         }
@@ -322,6 +339,14 @@ mod tests {
                             let expected = if t < length { item * 100 + first + t } else { 0 };
                             prop_assert_eq!(usize::from(code), expected);
                         }
+                    }
+                    let clock = &one.clock_bt[place * frames..][..frames];
+                    let turned = clock[0].wrapping_sub(Metronome::new(Some(90.0), 21.5).at(first as u64));
+                    prop_assert_eq!(turned % TICKS_PER_BEAT, 0);
+                    for (t, &position) in clock.iter().enumerate() {
+                        let plain = Metronome::new(Some(90.0), 21.5).at((first + t) as u64);
+                        let beats = turned.wrapping_add(CYCLE_TICKS) / TICKS_PER_BEAT;
+                        prop_assert_eq!(position, if t < length { later(plain, beats) } else { NO_BEAT });
                     }
                     let mask = &one.text_mask_bl[place * one.text_length..][..one.text_length];
                     let used = mask.iter().filter(|&&value| value == 1.0).count();

@@ -1,6 +1,6 @@
 //! The one way to make music from text: an iterator of frames, and the model folder it reads.
 //!
-//! Text states -> state -> per column: step -> guidance -> draw -> the delay pattern releases a frame.
+//! Text states -> state -> tempo -> per column: step -> guidance -> draw -> the delay pattern releases a frame.
 //! Laws: same seed, same frames; memory does not grow with length; a special token is never in a frame.
 
 use std::collections::VecDeque;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::{Metronome, TEMPO_CLASSES, tempo_of_class};
 use crate::lm::{LmConfig, LmConfigError};
 use crate::parameters::{Parameters, Precision, WriteError, write_atomically};
 use crate::random;
@@ -121,7 +122,7 @@ impl LanguageModel {
 
     /// Frames for a caption (`[tokens, text_width]`, `None` for no caption), without end.
     pub fn generate(&self, text: Option<&[f32]>, sampling: &Sampling, seed: u64) -> Result<Generator, SamplingError> {
-        Generator::new(self.stepper.clone(), text, sampling, seed)
+        Generator::new(self.stepper.clone(), self.file.codec.frame_rate() as f32, text, sampling, seed)
     }
 }
 
@@ -131,6 +132,8 @@ pub struct Generator {
     sampling: Sampling,
     pattern: DelayPattern,
     rng: ChaCha8Rng,
+    tempo: Option<f32>,
+    metronome: Metronome,
     /// The state right after the text, to restart from.
     after_text: StepperState,
     state: StepperState,
@@ -143,9 +146,10 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Reads the text and stands before the first frame.
+    /// Reads the text, draws a tempo and stands before the first frame.
     pub fn new(
         stepper: Arc<Stepper>,
+        frames_per_second: f32,
         text: Option<&[f32]>,
         sampling: &Sampling,
         seed: u64,
@@ -155,8 +159,14 @@ impl Generator {
         let conditional = stepper.start(text);
         let guided = text.is_some() && sampling.guidance != 1.0;
         let state = if guided { conditional.join(stepper.start(None)) } else { conditional };
+        let tempo = match sampling.tempo {
+            Some(tempo) => (tempo > 0.0).then_some(tempo),
+            None => draw_tempo(&stepper, &state, sampling.guidance, seed),
+        };
         Ok(Self {
             sampling: sampling.clone(),
+            tempo,
+            metronome: Metronome::new(tempo, frames_per_second),
             rng: random::stream(seed, "sample", 0),
             after_text: state.clone(),
             state,
@@ -166,6 +176,11 @@ impl Generator {
             pattern,
             stepper,
         })
+    }
+
+    /// Beats a minute that the clip is played to; `None` without a beat.
+    pub fn tempo(&self) -> Option<f32> {
+        self.tempo
     }
 
     /// Bytes of everything that grows or could grow: the same after a minute and after an hour.
@@ -186,7 +201,7 @@ impl Generator {
             let column = (0..self.pattern.codebooks()).map(|k| delayed[k * columns + t]).collect();
             self.restart_if_due();
             let before = self.previous();
-            self.stepper.feed(&before, &mut self.state);
+            self.stepper.feed(&before, self.metronome.at(self.made as u64), &mut self.state);
             self.accept(column);
         }
     }
@@ -222,8 +237,9 @@ impl Generator {
         let special = self.stepper.config().special();
         let kept = self.columns.len();
         let mut before = self.start_column();
+        let first = self.made - kept;
         for (at, column) in self.columns.iter().enumerate() {
-            self.stepper.feed(&before, &mut self.state);
+            self.stepper.feed(&before, self.metronome.at((first + at) as u64), &mut self.state);
             before.clone_from(column);
             for (k, code) in before.iter_mut().enumerate() {
                 if at < self.pattern.delay(k) {
@@ -237,7 +253,7 @@ impl Generator {
     fn next_column(&mut self) -> Vec<u16> {
         self.restart_if_due();
         let before = self.previous();
-        let mut logits = self.stepper.step(&before, &mut self.state);
+        let mut logits = self.stepper.step(&before, self.metronome.at(self.made as u64), &mut self.state);
         let codes = self.stepper.config().cardinality;
         let special = self.stepper.config().special();
         let mut column = Vec::with_capacity(logits.len());
@@ -255,6 +271,18 @@ impl Generator {
         }
         column
     }
+}
+
+/// A tempo from the class probabilities after the text, with a stream of its own: asking for a tempo instead leaves
+/// the draws of the codes as they are.
+fn draw_tempo(stepper: &Stepper, after_text: &StepperState, guidance: f32, seed: u64) -> Option<f32> {
+    let mut logits = stepper.tempo(after_text)?;
+    let (conditional, rest) = logits.split_at_mut(TEMPO_CLASSES);
+    if !rest.is_empty() {
+        guide(conditional, rest, guidance);
+    }
+    let plain = Sampling { temperature: 1.0, top_k: 0, top_p: 0.9, ..Sampling::default() };
+    tempo_of_class(usize::from(plain.draw(conditional, &mut random::stream(seed, "tempo", 0))))
 }
 
 impl Iterator for Generator {

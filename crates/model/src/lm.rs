@@ -3,6 +3,8 @@
 //! Sequence: `[text prefix | start | frame 0 | frame 1 ...]`; the output at `start` predicts frame 0.
 //! Text states go through Linear and LayerNorm; a caption that was dropped is replaced by learned null
 //! tokens. Captions are right-aligned, so padding comes first and is masked: it never changes anything.
+//! Every frame may also be told the mean of the prefix and where it stands in the pulse ([`crate::clock`]); the last
+//! text token then predicts the tempo.
 //! Every head has exactly `cardinality` outputs: the special token cannot be predicted or sampled.
 
 mod config;
@@ -12,17 +14,40 @@ mod text;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 
 use crate::backbone::{Backbone, Dropout, Simba};
+use crate::clock;
 use crate::ops;
 use crate::parameters::Bound;
 use crate::ssm::Mamba2State;
 use crate::ssm::mamba2::NORM_EPSILON;
 
 pub use config::{Head, LmConfig, LmConfigError};
-pub use loss::{LmLoss, LossConfig, loss};
+pub use loss::{LmLoss, LossConfig, Targets, loss};
 pub use text::TextBatch;
 
 /// What the model remembers between frames.
-pub type LmState = Vec<Mamba2State>;
+#[derive(Debug, Clone)]
+pub struct LmState {
+    layers: Vec<Mamba2State>,
+    /// What every frame is told of the text, `[B, d]`.
+    told: Option<Tensor<2>>,
+}
+
+/// Columns for the model to read.
+#[derive(Debug, Clone, Copy)]
+pub struct Columns<'a> {
+    /// Codes, row-major `[B, K, T]`.
+    pub codes: &'a [u16],
+    /// Beat clock of the frame that each column predicts, `[B, T]`; not read by a model without a clock.
+    pub clock: &'a [u16],
+}
+
+/// What training needs of one pass.
+pub struct LmOutput {
+    /// Logits of each codebook, `[B * T, cardinality]`.
+    pub logits: Logits,
+    /// Logits of the tempo classes, `[B, classes]`, from a model with a beat clock.
+    pub tempo: Option<Tensor<2>>,
+}
 
 /// Logits of each codebook, `[B * T, cardinality]`.
 pub type Logits = Vec<Tensor<2>>;
@@ -35,6 +60,9 @@ pub struct Lm {
     norm_weight: Tensor<1>,
     norm_bias: Tensor<1>,
     null_prefix: Tensor<2>,
+    told: Option<Tensor<2>>,
+    clock: Option<Tensor<2>>,
+    tempo_head: Option<(Tensor<2>, Tensor<1>)>,
     embedding: Vec<Tensor<2>>,
     head: Vec<Tensor<2>>,
     head_bias: Vec<Tensor<1>>,
@@ -89,6 +117,9 @@ impl Lm {
             norm_weight: bound.tensor("condition_norm.weight"),
             norm_bias: bound.tensor("condition_norm.bias"),
             null_prefix: bound.tensor("null_prefix"),
+            told: config.text_in_every_frame.then(|| bound.tensor("told.weight")),
+            clock: config.beat_clock.then(|| bound.tensor("clock.weight")),
+            tempo_head: config.beat_clock.then(|| (bound.tensor("tempo_head.weight"), bound.tensor("tempo_head.bias"))),
             embedding,
             head,
             head_bias: per_codebook("lm_head.#.bias").iter().map(|name| bound.tensor(name)).collect(),
@@ -122,8 +153,19 @@ impl Lm {
         text_btd * floats(&text.text, 1) + null_btd
     }
 
-    /// Sum of the K embeddings for row-major codes `[B, K, T]`.
-    fn embed(&self, codes: &[u16], batch: usize) -> Tensor<3> {
+    /// What every frame is told of the text, `[B, d]`: a projection of the mean of the prefix.
+    fn told(&self, prefix_bld: &Tensor<3>, text: &TextBatch) -> Option<Tensor<2>> {
+        let weight = self.told.clone()?;
+        let counts: Vec<f32> = text.padding().iter().map(|&padding| (text.length - padding) as f32).collect();
+        let counts = Tensor::<2>::from_data(TensorData::new(counts, [text.batch, 1]), &self.null_prefix.device());
+        // Padding is zero in the prefix, so it adds nothing to the sum.
+        let mean_bd = prefix_bld.clone().sum_dim(1).reshape([text.batch, self.config.d_model]) / counts;
+        Some(ops::linear_turned(mean_bd, weight, None))
+    }
+
+    /// Inputs of the stack: the K embeddings, the clock and what is told of the text, summed.
+    fn embed(&self, columns: Columns<'_>, batch: usize, told_bd: Option<&Tensor<2>>) -> Tensor<3> {
+        let codes = columns.codes;
         let (books, frames) = (self.config.codebooks, self.frames(codes, batch));
         let mut sum: Option<Tensor<2>> = None;
         for k in 0..books {
@@ -134,7 +176,18 @@ impl Lm {
             });
         }
         let sum = sum.expect("validated: at least one codebook");
-        sum.reshape([batch, frames, self.config.d_model])
+        let mut x_btd = sum.reshape([batch, frames, self.config.d_model]);
+        if let Some(weight) = &self.clock {
+            assert_eq!(columns.clock.len(), batch * frames, "the clock must be [B, T]");
+            let hands: Vec<f32> = columns.clock.iter().flat_map(|&ticks| clock::features(ticks)).collect();
+            let hands = TensorData::new(hands, [batch, frames, clock::FEATURES]);
+            x_btd = x_btd
+                + ops::linear_turned(Tensor::<3>::from_data(hands, &self.null_prefix.device()), weight.clone(), None);
+        }
+        match told_bd {
+            Some(told_bd) => x_btd + told_bd.clone().reshape([batch, 1, self.config.d_model]),
+            None => x_btd,
+        }
     }
 
     fn frames(&self, codes: &[u16], batch: usize) -> usize {
@@ -195,32 +248,40 @@ impl Lm {
     pub fn start(&self, text: &TextBatch) -> LmState {
         let fresh = Some(self.backbone.start(text.batch));
         let prefix = self.prefix(text);
-        let (_, state) = self.backbone.forward(prefix, &text.padding(), fresh, &mut Dropout::off());
-        state.expect("a state was given")
+        let told = self.told(&prefix, text);
+        let (_, layers) = self.backbone.forward(prefix, &text.padding(), fresh, &mut Dropout::off());
+        LmState { layers: layers.expect("a state was given"), told }
     }
 
-    /// Many columns: inputs `[B, K, T]` to logits per codebook and the state after them.
-    pub fn forward(&self, codes: &[u16], batch: usize, state: LmState) -> (Logits, LmState) {
-        let x_btd = self.embed(codes, batch);
-        let (h_btd, state) = self.backbone.forward(x_btd, &[], Some(state), &mut Dropout::off());
-        (self.logits(h_btd, codes), state.expect("a state was given"))
+    /// Many columns: logits per codebook and the state after them.
+    pub fn forward(&self, columns: Columns<'_>, batch: usize, state: LmState) -> (Logits, LmState) {
+        let x_btd = self.embed(columns, batch, state.told.as_ref());
+        let (h_btd, layers) = self.backbone.forward(x_btd, &[], Some(state.layers), &mut Dropout::off());
+        let after = LmState { layers: layers.expect("a state was given"), told: state.told };
+        (self.logits(h_btd, columns.codes), after)
     }
 
-    /// One column: inputs `[B, K]` to logits per codebook `[B, cardinality]` and the state after it.
-    pub fn step(&self, codes: &[u16], batch: usize, state: LmState) -> (Logits, LmState) {
+    /// One column: logits per codebook `[B, cardinality]` and the state after it.
+    pub fn step(&self, column: Columns<'_>, batch: usize, state: LmState) -> (Logits, LmState) {
         let width = self.config.d_model;
-        let x_bd = self.embed(codes, batch).reshape([batch, width]);
-        let (h_bd, state) = self.backbone.step(x_bd, state);
-        (self.logits(h_bd.reshape([batch, 1, width]), codes), state)
+        let x_bd = self.embed(column, batch, state.told.as_ref()).reshape([batch, width]);
+        let (h_bd, layers) = self.backbone.step(x_bd, state.layers);
+        (self.logits(h_bd.reshape([batch, 1, width]), column.codes), LmState { layers, told: state.told })
     }
 
-    /// Text and columns in one pass, for training: inputs `[B, K, T]` to logits per codebook.
-    pub fn forward_with_text(&self, text: &TextBatch, codes: &[u16], dropout: &mut Dropout) -> Logits {
-        let x_btd = self.embed(codes, text.batch);
+    /// Text and columns in one pass, for training.
+    pub fn forward_with_text(&self, text: &TextBatch, columns: Columns<'_>, dropout: &mut Dropout) -> LmOutput {
+        let prefix = self.prefix(text);
+        let told = self.told(&prefix, text);
+        let x_btd = self.embed(columns, text.batch, told.as_ref());
         let frames = x_btd.dims()[1];
-        let all = Tensor::cat(vec![self.prefix(text), x_btd], 1);
+        let all = Tensor::cat(vec![prefix, x_btd], 1);
         let (h_btd, _) = self.backbone.forward(all, &text.padding(), None, dropout);
-        self.logits(h_btd.narrow(1, text.length, frames), codes)
+        let tempo = self.tempo_head.as_ref().map(|(weight, bias)| {
+            let last_bd = h_btd.clone().narrow(1, text.length - 1, 1).reshape([text.batch, self.config.d_model]);
+            ops::linear_turned(last_bd, weight.clone(), Some(bias.clone()))
+        });
+        LmOutput { logits: self.logits(h_btd.narrow(1, text.length, frames), columns.codes), tempo }
     }
 }
 

@@ -5,6 +5,7 @@
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::{FASTEST, SLOWEST};
 use crate::random;
 
 /// How codes are drawn.
@@ -22,6 +23,10 @@ pub struct Sampling {
     /// Subtracted from the logit of the code just drawn, per codebook. A small model that has held a tone for a while
     /// holds it for ever; this gives it a way out.
     pub hold_penalty: f32,
+    /// Tempo of the beat clock in beats a minute; 0 for music without a beat; absent: drawn from what the model reads in
+    /// the text. Models without a clock ignore it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tempo: Option<f32>,
     /// Restart the state from the text and the latest frames whenever it has seen this many frames;
     /// 0 never. Keeps long clips within the trained length.
     pub window: usize,
@@ -31,7 +36,16 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 0.95, guidance: 2.0, hold_penalty: 0.0, window: 646, keep: 172 }
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 0.95,
+            guidance: 2.0,
+            hold_penalty: 0.0,
+            tempo: None,
+            window: 646,
+            keep: 172,
+        }
     }
 }
 
@@ -50,6 +64,9 @@ pub enum SamplingError {
     /// The penalty is no number.
     #[error("hold-penalty {0} must be a finite number")]
     HoldPenalty(f32),
+    /// The tempo is none of music.
+    #[error("tempo {0} must be 40 to 240 beats a minute, or 0 for music without a beat")]
+    Tempo(f32),
     /// The restart keeps as much as it drops.
     #[error("keep = {keep} must be below window = {window} and at least {least}, the longest delay plus one")]
     Window {
@@ -76,6 +93,9 @@ impl Sampling {
         }
         if !self.hold_penalty.is_finite() {
             return Err(SamplingError::HoldPenalty(self.hold_penalty));
+        }
+        if self.tempo.is_some_and(|tempo| tempo != 0.0 && !(SLOWEST..=FASTEST).contains(&tempo)) {
+            return Err(SamplingError::Tempo(self.tempo.unwrap_or_default()));
         }
         let least = longest_delay + 1;
         if self.window > 0 && (self.keep >= self.window || self.keep < least) {
@@ -133,7 +153,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn plain() -> Sampling {
-        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, guidance: 1.0, hold_penalty: 0.0, window: 0, keep: 0 }
+        Sampling { top_p: 1.0, guidance: 1.0, window: 0, keep: 0, ..Sampling::default() }
     }
 
     proptest! {
@@ -191,6 +211,9 @@ mod tests {
         assert!(Sampling { temperature: f32::NAN, ..plain() }.validate(0).is_err());
         assert!(Sampling { top_p: 0.0, ..plain() }.validate(0).is_err());
         assert!(Sampling { hold_penalty: f32::INFINITY, ..plain() }.validate(0).is_err());
+        assert!(Sampling { tempo: Some(39.0), ..plain() }.validate(0).is_err());
+        assert!(Sampling { tempo: Some(f32::NAN), ..plain() }.validate(0).is_err());
+        assert!(Sampling { tempo: Some(0.0), ..plain() }.validate(0).is_ok());
         assert!(Sampling { window: 10, keep: 10, ..plain() }.validate(0).is_err());
         assert!(Sampling { window: 10, keep: 2, ..plain() }.validate(2).is_err());
         assert!(Sampling { window: 10, keep: 3, ..plain() }.validate(2).is_ok());

@@ -9,6 +9,7 @@ use mambo_kernels::activation::Activation;
 use mambo_kernels::half_linear::HalfLinear;
 use mambo_kernels::mamba2 as kernel;
 
+use crate::clock;
 use crate::lm::{Lm, LmConfig};
 use crate::parameters::Parameters;
 use crate::ssm::mamba2::NORM_EPSILON;
@@ -51,6 +52,9 @@ pub struct Stepper {
     condition_norm: Vec<f32>,
     condition_norm_bias: Vec<f32>,
     null_prefix: Vec<f32>,
+    told: Option<HalfLinear>,
+    clock: Option<HalfLinear>,
+    tempo_head: Option<(HalfLinear, Vec<f32>)>,
     embedding: Vec<Vec<f32>>,
     blocks: Vec<Block>,
     final_norm: Vec<f32>,
@@ -63,6 +67,10 @@ pub struct StepperState {
     streams: usize,
     conv: Vec<Vec<f32>>,
     ssm: Vec<Vec<f32>>,
+    /// What every frame is told of the text, `[streams, d]`; empty if nothing.
+    told: Vec<f32>,
+    /// Final hidden states of the latest token or column, `[streams, d]`.
+    latest: Vec<f32>,
 }
 
 impl StepperState {
@@ -73,7 +81,7 @@ impl StepperState {
 
     /// Bytes held; constant while generating.
     pub fn bytes(&self) -> usize {
-        self.conv.iter().chain(&self.ssm).map(|layer| 4 * layer.len()).sum()
+        4 * self.conv.iter().chain(&self.ssm).chain([&self.told, &self.latest]).map(Vec::len).sum::<usize>()
     }
 
     /// Adds the streams of `other` behind these.
@@ -81,6 +89,8 @@ impl StepperState {
         self.streams += other.streams;
         let layers = self.conv.iter_mut().chain(&mut self.ssm);
         layers.zip(other.conv.into_iter().chain(other.ssm)).for_each(|(layer, more)| layer.extend(more));
+        self.told.extend(other.told);
+        self.latest.extend(other.latest);
         self
     }
 }
@@ -141,6 +151,11 @@ impl Stepper {
             condition_norm: values("condition_norm.weight"),
             condition_norm_bias: values("condition_norm.bias"),
             null_prefix: values("null_prefix"),
+            told: config.text_in_every_frame.then(|| linear(&values("told.weight"), width)),
+            clock: config.beat_clock.then(|| linear(&values("clock.weight"), clock::FEATURES)),
+            tempo_head: config
+                .beat_clock
+                .then(|| (linear(&values("tempo_head.weight"), width), values("tempo_head.bias"))),
             embedding: embedding.iter().map(floats).collect(),
             blocks,
             final_norm: values("final_norm.weight"),
@@ -163,44 +178,69 @@ impl Stepper {
             streams: 1,
             conv: vec![vec![0.0; self.kernel.conv_state_size()]; config.layers],
             ssm: vec![vec![0.0; self.kernel.ssm_state_size()]; config.layers],
+            told: Vec::new(),
+            latest: Vec::new(),
         };
-        match text.filter(|text| !text.is_empty()) {
+        let prefix: Vec<Vec<f32>> = match text.filter(|text| !text.is_empty()) {
             Some(text) => {
                 assert_eq!(text.len() % config.text_width, 0, "text states must be [tokens, width]");
-                for token in text.chunks_exact(config.text_width) {
+                let token = |token: &[f32]| {
                     let mut x = self.condition_bias.clone();
                     self.condition.add(token, &mut x);
                     layer_norm(&mut x, &self.condition_norm, &self.condition_norm_bias);
-                    self.advance(x, &mut state);
-                }
+                    x
+                };
+                text.chunks_exact(config.text_width).map(token).collect()
             }
-            None => {
-                for token in self.null_prefix.chunks_exact(config.d_model) {
-                    self.advance(token.to_vec(), &mut state);
-                }
+            None => self.null_prefix.chunks_exact(config.d_model).map(<[f32]>::to_vec).collect(),
+        };
+        if let Some(weight) = &self.told {
+            let mut mean = vec![0.0; config.d_model];
+            for token in &prefix {
+                mean.iter_mut().zip(token).for_each(|(mean, value)| *mean += value / prefix.len() as f32);
             }
+            state.told = vec![0.0; config.d_model];
+            weight.add(&mean, &mut state.told);
+        }
+        for token in prefix {
+            self.advance(token, &mut state);
         }
         state
     }
 
-    /// Feeds one column of K codes to every stream; returns the final hidden states `[streams, d]`.
-    pub fn feed(&self, column: &[u16], state: &mut StepperState) -> Vec<f32> {
+    /// Logits of the tempo classes of each stream, `[streams, classes]`, right after the text; `None` for a model
+    /// without a beat clock.
+    pub fn tempo(&self, after_text: &StepperState) -> Option<Vec<f32>> {
+        let (weight, bias) = self.tempo_head.as_ref()?;
+        let mut logits = bias.repeat(after_text.streams);
+        weight.add(&after_text.latest, &mut logits);
+        Some(logits)
+    }
+
+    /// Feeds one column of K codes, and the beat clock of the frame to come, to every stream.
+    pub fn feed(&self, column: &[u16], ticks: u16, state: &mut StepperState) {
         let width = self.config.d_model;
         let mut x = vec![0.0; width];
         for (table, &code) in self.embedding.iter().zip(column) {
             let row = &table[usize::from(code) * width..(usize::from(code) + 1) * width];
             x.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
         }
-        self.advance(x.repeat(state.streams), state)
+        if let Some(weight) = &self.clock {
+            weight.add(&clock::features(ticks), &mut x);
+        }
+        let mut x = x.repeat(state.streams);
+        x.iter_mut().zip(&state.told).for_each(|(x, told)| *x += told);
+        self.advance(x, state);
     }
 
     /// Feeds one column and returns the logits of each codebook, `[streams, cardinality]`.
-    pub fn step(&self, column: &[u16], state: &mut StepperState) -> Vec<Vec<f32>> {
+    pub fn step(&self, column: &[u16], ticks: u16, state: &mut StepperState) -> Vec<Vec<f32>> {
         let (width, codes) = (self.config.d_model, self.config.cardinality);
-        let hidden = self.feed(column, state);
+        self.feed(column, ticks, state);
+        let hidden = &state.latest;
         let logits = |(head, &heard): (&HeadWeights, &u16)| {
             let mut logits = head.bias.repeat(state.streams);
-            head.table.add(&hidden, &mut logits);
+            head.table.add(hidden, &mut logits);
             if let (Some((weight, bias)), true) = (&head.same_again, usize::from(heard) < codes) {
                 for (row, h) in logits.chunks_exact_mut(codes).zip(hidden.chunks_exact(width)) {
                     let gate: f32 = weight.iter().zip(h).map(|(a, b)| a * b).sum();
@@ -212,8 +252,8 @@ impl Stepper {
         self.heads.iter().zip(column).map(logits).collect()
     }
 
-    /// Runs the stack on `h` (`[streams, d]`) and returns the final normed states.
-    fn advance(&self, mut h: Vec<f32>, state: &mut StepperState) -> Vec<f32> {
+    /// Runs the stack on `h` (`[streams, d]`) and keeps the final normed states.
+    fn advance(&self, mut h: Vec<f32>, state: &mut StepperState) {
         let rows = state.streams;
         for (i, block) in self.blocks.iter().enumerate() {
             let normed = rms_norm(&h, &block.mixer_norm);
@@ -241,7 +281,7 @@ impl Stepper {
             }
             block.ff_out.add(&wide, &mut h);
         }
-        rms_norm(&h, &self.final_norm)
+        state.latest = rms_norm(&h, &self.final_norm);
     }
 }
 

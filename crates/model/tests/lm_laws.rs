@@ -9,8 +9,9 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use closeness::{assert_close, floats, noise};
 use mambo_model::backbone::Dropout;
+use mambo_model::clock::Metronome;
 use mambo_model::generate::{Generator, LmFile};
-use mambo_model::lm::{Head, Lm, LmConfig, LossConfig, TextBatch, loss};
+use mambo_model::lm::{Columns, Head, Lm, LmConfig, LossConfig, Targets, TextBatch, loss};
 use mambo_model::parameters::{Initialiser, Parameters};
 use mambo_model::random;
 use mambo_model::sampler::Sampling;
@@ -34,6 +35,8 @@ fn config(head: Head, codebooks: usize) -> LmConfig {
         head,
         codec_width: 5,
         same_again: true,
+        beat_clock: true,
+        text_in_every_frame: true,
     }
 }
 
@@ -55,6 +58,15 @@ fn random_codes(config: &LmConfig, seed: u64, count: usize) -> Vec<u16> {
     (0..count).map(|_| random::below(&mut rng, config.cardinality + 1) as u16).collect()
 }
 
+/// A clock that runs through the end of its cycle, or none for every third clip.
+fn clock(clips: usize, frames: usize) -> Vec<u16> {
+    let tempo = |clip: usize| (clip % 3 != 2).then_some(100.0 + clip as f32);
+    let clip = |clip| (0..frames as u64).map(move |t| Metronome::new(tempo(clip), 21.5).at(t + 198));
+    (0..clips).flat_map(clip).collect()
+}
+
+const FRAME_RATE: f32 = 21.5;
+
 #[test]
 fn model_in_one_pass_equals_start_and_steps_and_the_slice_decoder() {
     for (head, codebooks) in [(Head::Tied, 1), (Head::Free, 3), (Head::Factored, 2)] {
@@ -63,21 +75,25 @@ fn model_in_one_pass_equals_start_and_steps_and_the_slice_decoder() {
         let model = Lm::new(&config, &parameters.bind(&Device::flex()));
         let frames = 13;
         let codes = random_codes(&config, 8, codebooks * frames);
+        let clock = clock(1, frames);
+        let columns = Columns { codes: &codes, clock: &clock };
         let caption = noise(2, 7 * config.text_width);
         for text in [Some(caption.as_slice()), None] {
             let batch = TextBatch::new(&config, &[text]);
-            let whole = model.forward_with_text(&batch, &codes, &mut Dropout::off());
-            let (after, _) = model.forward(&codes, 1, model.start(&batch));
+            let whole = model.forward_with_text(&batch, columns, &mut Dropout::off());
+            let (after, _) = model.forward(columns, 1, model.start(&batch));
             let stepper = Stepper::new(&config, &parameters);
             let mut slices = stepper.start(text);
+            let tempo = stepper.tempo(&slices).unwrap();
+            assert_close("tempo", &floats(&whole.tempo.unwrap()), &tempo, 3e-3);
             let mut state = model.start(&batch);
             for t in 0..frames {
                 let column: Vec<u16> = (0..codebooks).map(|k| codes[k * frames + t]).collect();
-                let (logits, next) = model.step(&column, 1, state);
-                let decoded = stepper.step(&column, &mut slices);
+                let (logits, next) = model.step(Columns { codes: &column, clock: &clock[t..=t] }, 1, state);
+                let decoded = stepper.step(&column, clock[t], &mut slices);
                 state = next;
                 for k in 0..codebooks {
-                    let expected = floats(&whole[k].clone().narrow(0, t, 1));
+                    let expected = floats(&whole.logits[k].clone().narrow(0, t, 1));
                     assert_close("start and forward", &expected, &floats(&after[k].clone().narrow(0, t, 1)), 1e-4);
                     assert_close("steps", &expected, &floats(&logits[k]), 1e-4);
                     assert_close("slices", &expected, &decoded[k], 3e-3);
@@ -96,8 +112,9 @@ fn streams_decoded_together_equal_streams_decoded_alone() {
     let (mut one, mut two) = (stepper.start(Some(&caption)), stepper.start(None));
     for t in 0..9 {
         let column = random_codes(&config, t, 2);
-        let together = stepper.step(&column, &mut both);
-        let (a, b) = (stepper.step(&column, &mut one), stepper.step(&column, &mut two));
+        let ticks = 100 * t as u16;
+        let together = stepper.step(&column, ticks, &mut both);
+        let (a, b) = (stepper.step(&column, ticks, &mut one), stepper.step(&column, ticks, &mut two));
         for k in 0..2 {
             assert_close("first", &together[k][..40], &a[k], 1e-5);
             assert_close("second", &together[k][40..], &b[k], 1e-5);
@@ -111,19 +128,21 @@ fn text_padding_and_neighbours_in_the_batch_change_nothing() {
     let device = Device::flex().autodiff();
     let parameters = lively(&config, 9);
     let (short, long) = (noise(1, 2 * config.text_width), noise(2, 9 * config.text_width));
-    let codes = random_codes(&config, 3, 2 * 2 * 10);
-    let alone = |text: Option<&[f32]>, codes: &[u16], length: usize| {
+    let (codes, clock) = (random_codes(&config, 3, 2 * 2 * 10), clock(2, 10));
+    let alone = |text: Option<&[f32]>, clip: usize, length: usize| {
+        let (codes, clock) = (&codes[20 * clip..20 * (clip + 1)], &clock[10 * clip..10 * (clip + 1)]);
         let bound = parameters.bind(&device);
         let model = Lm::new(&config, &bound);
         let batch = TextBatch::padded(&config, &[text], length);
-        let logits = model.forward_with_text(&batch, codes, &mut Dropout::off());
-        let values: Vec<Vec<f32>> = logits.iter().map(floats).collect();
-        let loss = loss(&config, &LossConfig::default(), &logits, codes, 1);
+        let output = model.forward_with_text(&batch, Columns { codes, clock }, &mut Dropout::off());
+        let values: Vec<Vec<f32>> = output.logits.iter().map(floats).collect();
+        let targets = Targets { codes, tempo: &[3], batch: 1 };
+        let loss = loss(&config, &LossConfig::default(), &output, targets);
         (values, bound.gradients(loss.total.backward()))
     };
     for text in [Some(short.as_slice()), None] {
-        let (exact, exact_gradients) = alone(text, &codes[..20], 0);
-        let (padded, padded_gradients) = alone(text, &codes[..20], 23);
+        let (exact, exact_gradients) = alone(text, 0, 0);
+        let (padded, padded_gradients) = alone(text, 0, 23);
         for k in 0..2 {
             assert_close("padded", &exact[k], &padded[k], 1e-5);
         }
@@ -133,9 +152,10 @@ fn text_padding_and_neighbours_in_the_batch_change_nothing() {
     }
     let model = Lm::new(&config, &parameters.bind(&Device::flex()));
     let batch = TextBatch::new(&config, &[Some(&short), Some(&long)]);
-    let both = model.forward_with_text(&batch, &codes, &mut Dropout::off());
-    let (first, _) = alone(Some(&short), &codes[..20], 0);
-    let (second, _) = alone(Some(&long), &codes[20..], 0);
+    let columns = Columns { codes: &codes, clock: &clock };
+    let both = model.forward_with_text(&batch, columns, &mut Dropout::off()).logits;
+    let (first, _) = alone(Some(&short), 0, 0);
+    let (second, _) = alone(Some(&long), 1, 0);
     for k in 0..2 {
         assert_close("first of two", &first[k], &floats(&both[k].clone().narrow(0, 0, 10)), 1e-4);
         assert_close("second of two", &second[k], &floats(&both[k].clone().narrow(0, 10, 10)), 1e-4);
@@ -151,8 +171,10 @@ fn a_dropped_caption_trains_the_null_text_and_nothing_of_the_text_path() {
     for caption in [None, Some(text.as_slice())] {
         let bound = parameters.bind(&Device::flex().autodiff());
         let model = Lm::new(&config, &bound);
-        let logits = model.forward_with_text(&TextBatch::new(&config, &[caption]), &codes, &mut Dropout::off());
-        let total = loss(&config, &LossConfig::default(), &logits, &codes, 1).total;
+        let columns = Columns { codes: &codes, clock: &clock(1, 10) };
+        let output = model.forward_with_text(&TextBatch::new(&config, &[caption]), columns, &mut Dropout::off());
+        let targets = Targets { codes: &codes, tempo: &[0], batch: 1 };
+        let total = loss(&config, &LossConfig::default(), &output, targets).total;
         let gradients = bound.gradients(total.backward());
         let moved = |name: &str| {
             let at = parameters.list().iter().position(|parameter| parameter.name == name).unwrap();
@@ -161,6 +183,7 @@ fn a_dropped_caption_trains_the_null_text_and_nothing_of_the_text_path() {
         assert_eq!(moved("null_prefix"), caption.is_none());
         assert_eq!(moved("condition_linear.weight"), caption.is_some());
         assert!(moved("embedding.0.weight") && moved("same_again.0.weight") && moved("codec_head.0"));
+        assert!(moved("clock.weight") && moved("tempo_head.weight") && moved("told.weight"));
     }
 }
 
@@ -169,14 +192,15 @@ fn loss_ignores_specials_and_counts_codes() {
     let config = config(Head::Free, 2);
     let model = Lm::new(&config, &lively(&config, 1).bind(&Device::flex()));
     let codes = random_codes(&config, 3, 2 * 6);
-    let logits = model.forward_with_text(&TextBatch::new(&config, &[None]), &codes, &mut Dropout::off());
+    let columns = Columns { codes: &codes, clock: &clock(1, 6) };
+    let output = model.forward_with_text(&TextBatch::new(&config, &[None]), columns, &mut Dropout::off());
     let targets = [1, 2, 40, 3, 4, 5, 40, 40, 6, 7, 8, 9];
-    let options = LossConfig { label_smoothing: 0.1, level_weights: vec![3.0, 1.0] };
-    let result = loss(&config, &options, &logits, &targets, 1);
+    let options = LossConfig { label_smoothing: 0.1, level_weights: vec![3.0, 1.0], tempo_weight: 0.5 };
+    let result = loss(&config, &options, &output, Targets { codes: &targets, tempo: &[7], batch: 1 });
     assert_eq!(result.counts, [5, 4]);
     let mut total = 0.0;
     for k in 0..2 {
-        let rows = floats(&logits[k]);
+        let rows = floats(&output.logits[k]);
         let (mut nll, mut smooth) = (0.0_f64, 0.0_f64);
         for (row, &target) in rows.chunks(40).zip(&targets[k * 6..]) {
             if target == 40 {
@@ -189,12 +213,15 @@ fn loss_ignores_specials_and_counts_codes() {
         assert!((result.nll[k] - nll).abs() < 1e-3, "{} {nll}", result.nll[k]);
         total += [0.75, 0.25][k] * (0.9 * nll + 0.1 * smooth) / result.counts[k] as f64;
     }
+    let tempo = floats(&output.tempo.unwrap());
+    let sum: f64 = tempo.iter().map(|&x| f64::from(x).exp()).sum();
+    total += 0.5 * (sum.ln() - f64::from(tempo[7]));
     let found = f64::from(floats(&result.total)[0]);
     assert!((found - total).abs() < 1e-4, "{found} {total}");
 }
 
 fn sampling() -> Sampling {
-    Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, guidance: 2.0, hold_penalty: 0.5, window: 30, keep: 9 }
+    Sampling { top_p: 1.0, hold_penalty: 0.5, tempo: Some(120.0), window: 30, keep: 9, ..Sampling::default() }
 }
 
 #[test]
@@ -202,7 +229,7 @@ fn generation_repeats_by_seed_never_yields_specials_and_keeps_its_size() {
     let config = config(Head::Tied, 3);
     let stepper = Arc::new(Stepper::new(&config, &lively(&config, 4)));
     let text = noise(2, 3 * config.text_width);
-    let make = |seed: u64| Generator::new(stepper.clone(), Some(&text), &sampling(), seed).unwrap();
+    let make = |seed: u64| Generator::new(stepper.clone(), FRAME_RATE, Some(&text), &sampling(), seed).unwrap();
     let first: Vec<_> = make(1).take(100).collect();
     assert_eq!(first, make(1).take(100).collect::<Vec<_>>());
     assert_ne!(first, make(2).take(100).collect::<Vec<_>>());
@@ -214,13 +241,33 @@ fn generation_repeats_by_seed_never_yields_specials_and_keeps_its_size() {
 }
 
 #[test]
+fn a_tempo_is_drawn_by_seed_from_the_text_or_taken_as_given() {
+    let config = config(Head::Tied, 1);
+    let mut parameters = lively(&config, 4);
+    let bias = parameters.list_mut().iter_mut().find(|parameter| parameter.name == "tempo_head.bias").unwrap();
+    (bias.values[0], bias.values[20], bias.values[30]) = (30.0, 30.0, 30.0);
+    let stepper = Arc::new(Stepper::new(&config, &parameters));
+    let tempo = |tempo, seed| {
+        let sampling = Sampling { tempo, guidance: 1.0, ..sampling() };
+        Generator::new(stepper.clone(), FRAME_RATE, None, &sampling, seed).unwrap().tempo()
+    };
+    let drawn: Vec<Option<f32>> = (0..20).map(|seed| tempo(None, seed)).collect();
+    assert_eq!(drawn, (0..20).map(|seed| tempo(None, seed)).collect::<Vec<_>>());
+    for class in [0, 20, 30] {
+        assert!(drawn.contains(&mambo_model::clock::tempo_of_class(class)), "class {class} of {drawn:?}");
+    }
+    assert_eq!(tempo(Some(0.0), 1), None);
+    assert_eq!(tempo(Some(140.0), 1), Some(140.0));
+}
+
+#[test]
 fn generated_frames_score_as_the_columns_that_were_read() {
     // Without restart and guidance: greedy frames must be the argmax under teacher forcing.
     let config = config(Head::Free, 3);
     let parameters = lively(&config, 6);
     let stepper = Arc::new(Stepper::new(&config, &parameters));
     let greedy = Sampling { temperature: 0.0, guidance: 1.0, hold_penalty: 0.0, window: 0, keep: 0, ..sampling() };
-    let frames: Vec<_> = Generator::new(stepper, None, &greedy, 1).unwrap().take(12).collect();
+    let frames: Vec<_> = Generator::new(stepper, FRAME_RATE, None, &greedy, 1).unwrap().take(12).collect();
     let codes: Vec<u16> = (0..3).flat_map(|k| frames.iter().map(move |frame| frame[k])).collect();
     let delayed = config.pattern().apply(&codes, 12, 40);
     let columns = 14;
@@ -229,7 +276,9 @@ fn generated_frames_score_as_the_columns_that_were_read() {
     for k in 0..3 {
         inputs[k * 12 + 1..(k + 1) * 12].copy_from_slice(&delayed[k * columns..k * columns + 11]);
     }
-    let logits = model.forward_with_text(&TextBatch::new(&config, &[None]), &inputs, &mut Dropout::off());
+    let clock: Vec<u16> = (0..12).map(|t| Metronome::new(Some(120.0), FRAME_RATE).at(t)).collect();
+    let read = Columns { codes: &inputs, clock: &clock };
+    let logits = model.forward_with_text(&TextBatch::new(&config, &[None]), read, &mut Dropout::off()).logits;
     for k in 0..3 {
         for (t, row) in floats(&logits[k]).chunks(40).enumerate().skip(k) {
             let best = (0..40).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
@@ -243,11 +292,12 @@ fn a_restart_equals_a_fresh_start_on_the_latest_frames() {
     let config = config(Head::Tied, 2);
     let stepper = Arc::new(Stepper::new(&config, &lively(&config, 4)));
     let text = noise(2, 3 * config.text_width);
-    let greedy = Sampling { temperature: 0.0, ..sampling() };
+    // Without a beat: a fresh start would begin the clock's cycle anew.
+    let greedy = Sampling { temperature: 0.0, tempo: Some(0.0), ..sampling() };
     // 30 columns are read, the 31st is made from the latest 9: column 30 on, greedily.
-    let long: Vec<_> = Generator::new(stepper.clone(), Some(&text), &greedy, 1).unwrap().take(40).collect();
+    let long: Vec<_> = Generator::new(stepper.clone(), FRAME_RATE, Some(&text), &greedy, 1).unwrap().take(40).collect();
     let never = Sampling { window: 0, ..greedy };
-    let mut fresh = Generator::new(stepper, Some(&text), &never, 1).unwrap();
+    let mut fresh = Generator::new(stepper, FRAME_RATE, Some(&text), &never, 1).unwrap();
     // Column c holds codebook 0 of frame c and codebook 1 of frame c - 1: columns 21..30 are frames 21..30
     // of codebook 0. Codebook 1 of frame 29 belongs to column 30, which the restarted model makes itself.
     let kept: Vec<u16> = (0..2).flat_map(|k| long[21..30].iter().map(move |frame| frame[k])).collect();

@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use mambo_model::backbone::Dropout;
+use mambo_model::clock::NO_BEAT;
 use mambo_model::generate::Generator;
-use mambo_model::lm::{Lm, TextBatch, loss};
+use mambo_model::lm::{Columns, Lm, Targets, TextBatch, loss};
 use mambo_model::ops::{MatrixPrecision, with_precision};
 use mambo_model::parameters::Initialiser;
 use mambo_model::random;
@@ -37,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|_| random::below(&mut rng, config.cardinality) as u16)
         .collect();
     let caption: Vec<f32> = (0..20 * config.text_width).map(|_| random::normal(&mut rng)).collect();
+    let clock = vec![NO_BEAT; train.batch * frames];
     let mut optimizer = Optimizer::new(&experiment.optim, &parameters, steps);
     let device = Device::flex().autodiff();
     for step in 0..steps {
@@ -46,8 +48,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         let precision = if train.bf16 { MatrixPrecision::Bf16 } else { MatrixPrecision::F32 };
         let text = TextBatch::new(&config, &vec![Some(caption.as_slice()); train.batch]);
         let mut dropout = Dropout::new(train.dropout, random::stream(1, "dropout", step));
-        let logits = with_precision(precision, || model.forward_with_text(&text, &codes, &mut dropout));
-        let loss = loss(&config, &experiment.loss, &logits, &codes, train.batch);
+        let columns = Columns { codes: &codes, clock: &clock };
+        let output = with_precision(precision, || model.forward_with_text(&text, columns, &mut dropout));
+        let tempo = vec![0; train.batch];
+        let targets = Targets { codes: &codes, tempo: &tempo, batch: train.batch };
+        let loss = loss(&config, &experiment.loss, &output, targets);
         let forward = started.elapsed().as_secs_f64();
         let gradients = bound.gradients(loss.total.backward());
         let backward = started.elapsed().as_secs_f64() - forward;
@@ -66,7 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for guidance in [1.0, 2.0] {
         let sampling = mambo_model::sampler::Sampling { guidance, window: 0, ..experiment.sampling.clone() };
         let started = Instant::now();
-        let count = Generator::new(stepper.clone(), Some(&caption), &sampling, 1)?.take(frames).count();
+        let count = Generator::new(stepper.clone(), 21.5, Some(&caption), &sampling, 1)?.take(frames).count();
         let seconds = started.elapsed().as_secs_f64();
         println!(
             "guidance {guidance}: {count} frames in {seconds:.3} s, {:.3} ms a frame",

@@ -137,6 +137,7 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
     );
 
     let precision = precision(train.bf16);
+    let frame_rate = source.frame_rate();
     let device = Device::flex().autodiff();
     let mut since = Window::start();
     while step < train.steps && !stop.load(Ordering::Relaxed) {
@@ -150,16 +151,16 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
         for pass in 0..train.accumulate {
             let index = step * train.accumulate as u64 + pass as u64;
             let batch = source.batch_at_step(index);
-            let mut sequence = arrange(&config, &batch);
+            let mut sequence = arrange(&config, &batch, frame_rate);
             corrupt(&config, &mut sequence, train.input_corruption, &mut random::stream(seed, "corrupt", index));
             hold(&config, &mut sequence, train.held_inputs, &mut random::stream(seed, "hold", index));
             let text = captions(&config, &batch, train.caption_dropout, &mut random::stream(seed, "caption", index));
             let mut dropout = Dropout::new(train.dropout, random::stream(seed, "dropout", index));
             let bound = parameters.bind(&device);
-            let logits = with_precision(precision, || {
-                Lm::new(&config, &bound).forward_with_text(&text, &sequence.inputs, &mut dropout)
+            let output = with_precision(precision, || {
+                Lm::new(&config, &bound).forward_with_text(&text, sequence.columns(), &mut dropout)
             });
-            let loss = loss(&config, &experiment.loss, &logits, &sequence.targets, sequence.batch);
+            let loss = loss(&config, &experiment.loss, &output, sequence.expected());
             since.add(&loss.nll, &loss.counts, batch.lengths_b.iter().sum());
             let more = bound.gradients(loss.total.backward());
             accumulate(&mut gradients, more, 1.0 / train.accumulate as f32);
@@ -253,10 +254,10 @@ fn score(config: &LmConfig, parameters: &Parameters, split: Split, source: &Batc
     while at < clips {
         let batch = source.in_order(at);
         at += batch.lengths_b.len();
-        let sequence = arrange(config, &batch);
+        let sequence = arrange(config, &batch, source.frame_rate());
         let text = captions(config, &batch, 0.0, &mut random::stream(0, "caption", 0));
-        let logits = model.forward_with_text(&text, &sequence.inputs, &mut Dropout::off());
-        let loss = loss(config, &Default::default(), &logits, &sequence.targets, sequence.batch);
+        let output = model.forward_with_text(&text, sequence.columns(), &mut Dropout::off());
+        let loss = loss(config, &Default::default(), &output, sequence.expected());
         nll.iter_mut().zip(&loss.nll).for_each(|(sum, value)| *sum += value);
         counts.iter_mut().zip(&loss.counts).for_each(|(sum, value)| *sum += value);
     }

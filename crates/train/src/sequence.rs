@@ -1,7 +1,8 @@
 //! From a batch of clips to what the language model reads and should say next.
 
 use mambo_data::batch::Batch;
-use mambo_model::lm::{LmConfig, TextBatch};
+use mambo_model::clock;
+use mambo_model::lm::{Columns, LmConfig, Targets, TextBatch};
 use mambo_model::random;
 use rand_chacha::ChaCha8Rng;
 
@@ -12,12 +13,16 @@ pub struct Sequence {
     pub inputs: Vec<u16>,
     /// The staggered codes; the special token where there is nothing to learn.
     pub targets: Vec<u16>,
+    /// Beat clock of the frame that each column predicts for the first codebook, `[B, T]`.
+    pub clock: Vec<u16>,
+    /// Tempo class of each clip, `[B]`.
+    pub tempo: Vec<usize>,
     /// Clips B.
     pub batch: usize,
 }
 
-/// Staggers the codes. Columns stop with the clip, as at generation there is no end to announce.
-pub fn arrange(config: &LmConfig, batch: &Batch) -> Sequence {
+/// Staggers the codes; `frame_rate` is the codec's. Columns stop with the clip, as at generation there is no end to announce.
+pub fn arrange(config: &LmConfig, batch: &Batch, frame_rate: f64) -> Sequence {
     let (books, special) = (config.codebooks, config.special());
     let clips = batch.lengths_b.len();
     let frames = batch.codes_bkt.len() / (clips * books);
@@ -30,7 +35,22 @@ pub fn arrange(config: &LmConfig, batch: &Batch) -> Sequence {
         target[delay..delay + count].copy_from_slice(&batch.codes_bkt[row * frames..][..count]);
         input[1..].copy_from_slice(&target[..frames - 1]);
     }
-    Sequence { inputs, targets, batch: clips }
+    let tempo = (batch.clock_bt.chunks_exact(frames).zip(&batch.lengths_b))
+        .map(|(clock, &length)| clock::tempo_class(clock::tempo(&clock[..length], frame_rate as f32)))
+        .collect();
+    Sequence { inputs, targets, clock: batch.clock_bt.clone(), tempo, batch: clips }
+}
+
+impl Sequence {
+    /// What the model reads.
+    pub fn columns(&self) -> Columns<'_> {
+        Columns { codes: &self.inputs, clock: &self.clock }
+    }
+
+    /// What it should say.
+    pub fn expected(&self) -> Targets<'_> {
+        Targets { codes: &self.targets, tempo: &self.tempo, batch: self.batch }
+    }
 }
 
 /// Replaces each input code with probability `rate` by another code of the same codebook in this batch, so
@@ -54,8 +74,8 @@ pub fn corrupt(config: &LmConfig, sequence: &mut Sequence, rate: f32, rng: &mut 
     }
 }
 
-/// Longest stretch that [`hold`] makes, in frames (1.5 s at 21.5 Hz).
-const LONGEST_HOLD: usize = 32;
+/// Longest stretch that [`hold`] makes, in frames (0.4 s at 21.5 Hz): longer ones teach it to let the rhythm go.
+const LONGEST_HOLD: usize = 8;
 
 /// Lets inputs stand still: about a share `rate` of the columns lies in stretches that repeat the column before them,
 /// while the targets go on. A model that has only read real clips, sampled from, holds a tone longer and longer
@@ -121,12 +141,15 @@ mod tests {
             head: Head::Tied,
             codec_width: 0,
             same_again: false,
+            beat_clock: true,
+            text_in_every_frame: false,
         }
     }
 
     fn batch() -> Batch {
         Batch {
             codes_bkt: vec![1, 2, 3, 4, 11, 12, 13, 14, 5, 6, 7, 0, 15, 16, 17, 0],
+            clock_bt: vec![0, 100, 200, 300, 7, 7, 7, clock::NO_BEAT],
             lengths_b: vec![4, 3],
             text_bld: vec![0.5, 0.25, 0.75, 0.0],
             text_mask_bl: vec![1.0, 1.0, 1.0, 0.0],
@@ -139,15 +162,18 @@ mod tests {
 
     #[test]
     fn targets_are_delayed_and_inputs_lag_by_one() {
-        let sequence = arrange(&config(), &batch());
+        let sequence = arrange(&config(), &batch(), 21.5);
         let s = 100;
         assert_eq!(sequence.targets, [1, 2, 3, 4, s, s, 11, 12, 5, 6, 7, s, s, s, 15, 16]);
         assert_eq!(sequence.inputs, [s, 1, 2, 3, s, s, s, 11, s, 5, 6, 7, s, s, s, 15]);
+        assert_eq!(sequence.clock, batch().clock_bt);
+        // 100 ticks of 2048 a frame at 21.5 Hz are 63 beats a minute.
+        assert_eq!(sequence.tempo, [clock::tempo_class(Some(63.0)), clock::tempo_class(Some(0.0))]);
     }
 
     #[test]
     fn corruption_spares_specials_and_stays_in_the_codebook() {
-        let clean = arrange(&config(), &batch());
+        let clean = arrange(&config(), &batch(), 21.5);
         let mut sequence = clean.clone();
         corrupt(&config(), &mut sequence, 0.9, &mut random::stream(1, "corrupt", 0));
         assert_eq!(sequence.targets, clean.targets);
@@ -170,6 +196,7 @@ mod tests {
         let codes: Vec<u16> = (0..2 * frames).map(|i| (i % 97) as u16).collect();
         let batch = Batch {
             codes_bkt: codes,
+            clock_bt: vec![clock::NO_BEAT; frames],
             lengths_b: vec![frames],
             text_bld: vec![0.5],
             text_mask_bl: vec![1.0],
@@ -178,7 +205,7 @@ mod tests {
             tracks_b: vec![String::new()],
             places_b: vec![(0, 0, 0)],
         };
-        let clean = arrange(&config(), &batch);
+        let clean = arrange(&config(), &batch, 21.5);
         let mut sequence = clean.clone();
         hold(&config(), &mut sequence, 0.2, &mut random::stream(1, "hold", 0));
         assert_eq!(sequence.targets, clean.targets);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use half::f16;
 use mambo_data::shard::{ShardSpec, ShardTrack, ShardWriter, TextStates};
 use mambo_data::{Caption, CaptionSource, Split};
+use mambo_model::clock::Metronome;
 use mambo_model::generate::{LanguageModel, LmFile};
 use mambo_model::lm::{Head, LmConfig, LossConfig};
 use mambo_model::random;
@@ -49,7 +50,8 @@ fn write_shards(folder: &Path, clips: u32) {
         let codes: Vec<u16> = (0..LEVELS as u32)
             .flat_map(|level| (0..length).map(move |t| ((code(t) + level * 7) % CODES as u32) as u16))
             .collect();
-        writer.item(track, 0, 0, &codes, &[caption]).unwrap();
+        let clock: Vec<u16> = (0..u64::from(length)).map(|t| Metronome::new(Some(100.0), 21.5).at(t)).collect();
+        writer.item(track, 0, 0, &codes, &clock, &[caption]).unwrap();
     }
     std::fs::create_dir_all(folder).unwrap();
     writer.finish(&folder.join("a.safetensors")).unwrap();
@@ -84,6 +86,8 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
             head: Head::Tied,
             codec_width: 0,
             same_again: true,
+            beat_clock: true,
+            text_in_every_frame: true,
         },
         start_from: None,
         loss: LossConfig::default(),

@@ -81,7 +81,7 @@ impl Correlation {
         if (envelope.len() as f32) < 2.0 * slowest_lag {
             return None;
         }
-        let pulses = prepare(envelope, frame_rate);
+        let pulses = pulses(envelope, frame_rate);
         let energy: f32 = pulses.iter().map(|v| v * v).sum();
         if energy < 1e-9 * pulses.len() as f32 {
             return None;
@@ -127,7 +127,7 @@ impl Correlation {
 }
 
 /// Takes out slow changes (mean over a second), keeps the rises, smooths over 3 frames, removes the mean.
-fn prepare(envelope: &[f32], frame_rate: f32) -> Vec<f32> {
+pub(super) fn pulses(envelope: &[f32], frame_rate: f32) -> Vec<f32> {
     let half = (0.5 * frame_rate) as usize;
     let mut sums = Vec::with_capacity(envelope.len() + 1);
     sums.push(0.0f64);

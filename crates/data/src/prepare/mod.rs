@@ -16,7 +16,9 @@ use crate::manifest::{Caption, Manifest, Split, Track};
 use crate::progress::{Clock, Progress, Report};
 use crate::shard::{ShardSpec, ShardTrack, ShardWriter, TextStates};
 use mambo_audio::{AudioClip, analysis};
+use mambo_model::clock;
 use mambo_model::codec::Codec;
+use mambo_model::tokens::CodecSpec;
 use rayon::prelude::*;
 use segments::SegmentReader;
 use serde::{Deserialize, Serialize};
@@ -26,7 +28,7 @@ use std::path::{Path, PathBuf};
 pub use networks::Networks;
 
 /// Changes when prepared data would differ for the same options.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 /// Rate that taggers listen at.
 pub const TAGGER_RATE: u32 = 16_000;
 /// Tracks in a unit.
@@ -37,6 +39,8 @@ const TEXTS_AT_ONCE: usize = 32;
 const SILENCE: f32 = 1e-3;
 /// Beats less regular than this are not given a tempo.
 const MIN_TEMPO_STRENGTH: f32 = 0.12;
+/// Pulses less regular than this give the beat clock nothing to count.
+const MIN_CLOCK_STRENGTH: f32 = 0.2;
 /// Keys less certain than this are not named.
 const MIN_KEY_CONFIDENCE: f32 = 0.45;
 
@@ -141,6 +145,7 @@ struct Prepared {
     segment: u32,
     version: u32,
     codes: Vec<u16>,
+    clock: Vec<u16>,
     captions: Vec<Caption>,
 }
 
@@ -313,7 +318,7 @@ fn prepare_unit(options: &PrepareOptions, stages: &Stages<'_>, unit: &Unit<'_>) 
                         };
                         captions.push(writer.caption(caption, of_text)?);
                     }
-                    writer.item(place, item.segment, item.version, &item.codes, &captions)?;
+                    writer.item(place, item.segment, item.version, &item.codes, &item.clock, &captions)?;
                 }
             }
         }
@@ -401,11 +406,21 @@ fn prepare_track(
             let name = format!("{}:{segment}:{version}", track.id);
             let captions = compose(&facts, &change, options.seed, &name);
             let codes = stages.codec.encode(&sound).codes;
-            result.items.push(Prepared { segment, version, codes, captions });
+            let clock = clock_of(&sound, spec, codes.len() / spec.levels);
+            result.items.push(Prepared { segment, version, codes, clock, captions });
         }
         segment += 1;
     }
     Ok(result)
+}
+
+/// The beat clock of some codec frames, read at the middle of each.
+fn clock_of(sound: &[f32], codec: &CodecSpec, frames: usize) -> Vec<u16> {
+    let Some(beats) = analysis::track_beats(sound, codec.sample_rate, MIN_CLOCK_STRENGTH) else {
+        return vec![clock::NO_BEAT; frames];
+    };
+    let seconds = codec.hop as f32 / codec.sample_rate as f32;
+    (0..frames).map(|frame| clock::ticks(f64::from(beats.position((frame as f32 + 0.5) * seconds)))).collect()
 }
 
 /// Everything that can be said about an unaltered segment.

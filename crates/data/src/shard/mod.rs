@@ -4,6 +4,7 @@
 //! | tensor | type | shape | meaning |
 //! |---|---|---|---|
 //! | `codes` | u16 | `[S, K, T]` | codec tokens; zero after `lengths[s]` frames |
+//! | `clock` | u16 | `[S, T]` | beat clock of each frame ([`mambo_model::clock`]); "no beat" after `lengths[s]` |
 //! | `lengths` | u32 | `[S]` | frames in use, 1 to T |
 //! | `track` | u32 | `[S]` | index into the header's tracks |
 //! | `segment`, `version` | u32 | `[S]` | which piece of the track, which augmentation (0: unaltered) |
@@ -28,7 +29,7 @@ use serde::{Deserialize, Serialize};
 /// The metadata entry with the header.
 const HEADER_KEY: &str = "mambo";
 /// Raised when the layout changes.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// What all items of a shard have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +80,7 @@ mod tests {
     use super::*;
     use crate::manifest::CaptionSource;
     use half::f16;
+    use mambo_model::clock::{CYCLE_TICKS, Metronome, NO_BEAT};
     use proptest::prelude::*;
     use std::path::Path;
 
@@ -90,6 +92,12 @@ mod tests {
         length: usize,
         captions: Vec<usize>,
         fill: u16,
+    }
+
+    /// Every other item has no beat.
+    fn clock(plan: &ItemPlan) -> Vec<u16> {
+        let tempo = plan.fill.is_multiple_of(2).then_some(100.0);
+        (0..plan.length as u64).map(|frame| Metronome::new(tempo, 21.5).at(frame)).collect()
     }
 
     fn spec(levels: usize, frames: usize) -> ShardSpec {
@@ -129,7 +137,7 @@ mod tests {
                 })
                 .collect();
             let track = writer.track(&track(plan.track));
-            writer.item(track, plan.segment, plan.version, &codes(plan, levels), &captions).unwrap();
+            writer.item(track, plan.segment, plan.version, &codes(plan, levels), &clock(plan), &captions).unwrap();
         }
         writer.finish(path).unwrap();
     }
@@ -172,6 +180,8 @@ mod tests {
                     prop_assert_eq!(&row[..plan.length], &expected[level * plan.length..(level + 1) * plan.length]);
                     prop_assert!(row[plan.length..].iter().all(|&code| code == 0));
                 }
+                prop_assert_eq!(&item.clock_t[..plan.length], &clock(plan)[..]);
+                prop_assert!(item.clock_t[plan.length..].iter().all(|&position| position == NO_BEAT));
                 for (place, &wanted) in plan.captions.iter().enumerate() {
                     let (expected, states) = caption(wanted);
                     let found = item.captions[place] as usize;
@@ -217,9 +227,14 @@ mod tests {
         let mut writer = ShardWriter::new(spec(2, 8));
         let track = writer.track(&track(0));
         let text = writer.caption(&caption(0).0, || Ok(caption(0).1)).unwrap();
-        assert!(writer.item(track, 0, 0, &[1; 18], &[text]).unwrap_err().to_string().contains('9'), "too long");
-        assert!(writer.item(track, 0, 0, &[1; 3], &[text]).is_err(), "no whole frame");
-        assert!(writer.item(track, 0, 0, &[1024; 4], &[text]).is_err(), "special token");
-        assert!(writer.item(track, 0, 0, &[1; 4], &[]).is_err(), "no caption");
+        assert!(
+            writer.item(track, 0, 0, &[1; 18], &[0; 9], &[text]).unwrap_err().to_string().contains('9'),
+            "too long"
+        );
+        assert!(writer.item(track, 0, 0, &[1; 3], &[0; 1], &[text]).is_err(), "no whole frame");
+        assert!(writer.item(track, 0, 0, &[1024; 4], &[0; 2], &[text]).is_err(), "special token");
+        assert!(writer.item(track, 0, 0, &[1; 4], &[0; 2], &[]).is_err(), "no caption");
+        assert!(writer.item(track, 0, 0, &[1; 4], &[0; 3], &[text]).is_err(), "a clock too long");
+        assert!(writer.item(track, 0, 0, &[1; 4], &[CYCLE_TICKS; 2], &[text]).is_err(), "beyond the cycle");
     }
 }

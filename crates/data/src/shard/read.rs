@@ -3,6 +3,7 @@
 use super::{HEADER_KEY, LAYOUT, ShardHeader, ShardTrack};
 use crate::error::DataError;
 use half::f16;
+use mambo_model::clock::{CYCLE_TICKS, is_position};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors};
 use std::ops::Range;
@@ -16,6 +17,7 @@ pub struct Shard {
     header: ShardHeader,
     items: usize,
     codes: Range<usize>,
+    clock: Range<usize>,
     lengths: Range<usize>,
     track: Range<usize>,
     segment: Range<usize>,
@@ -39,6 +41,8 @@ pub struct Item<'a> {
     pub length: usize,
     /// Row-major `[K, T]`, T as in the header; zero after `length` frames.
     pub codes_kt: &'a [u16],
+    /// Beat clock of each frame, `[T]`; "no beat" after `length` frames.
+    pub clock_t: &'a [u16],
     /// Indices of its captions in the shard's header; at least one.
     pub captions: &'a [u32],
 }
@@ -141,6 +145,7 @@ impl Shard {
         }
         let some = Some(items);
         let codes = check.tensor("codes", Dtype::U16, &[some, Some(spec.codec.levels), Some(spec.frames)])?;
+        let clock = check.tensor("clock", Dtype::U16, &[some, Some(spec.frames)])?;
         let track = check.tensor("track", Dtype::U32, &[some])?;
         let segment = check.tensor("segment", Dtype::U32, &[some])?;
         let version = check.tensor("version", Dtype::U32, &[some])?;
@@ -173,6 +178,11 @@ impl Shard {
         if let Some(code) = code_values.iter().find(|&&code| usize::from(code) >= spec.codec.cardinality) {
             return Err(check.fail(format!("codes below {}", spec.codec.cardinality), code.to_string()));
         }
+        let positions: &[u16] = bytemuck::try_cast_slice(&map[clock.clone()])
+            .map_err(|error| check.fail("a beat clock at an aligned place", error.to_string()))?;
+        if let Some(position) = positions.iter().find(|&&position| !is_position(position)) {
+            return Err(check.fail(format!("positions below {CYCLE_TICKS} in `clock`"), position.to_string()));
+        }
         let state_values: &[f16] = bytemuck::try_cast_slice(&map[text_states.clone()])
             .map_err(|error| check.fail("text states at an aligned place", error.to_string()))?;
         if state_values.iter().any(|value| !value.is_finite()) {
@@ -184,6 +194,7 @@ impl Shard {
             header,
             items,
             codes,
+            clock,
             lengths,
             track,
             segment,
@@ -266,7 +277,8 @@ impl Shard {
     /// `index` is not below [`Shard::len`].
     #[must_use]
     pub fn item(&self, index: usize) -> Item<'_> {
-        let size = self.header.spec.codec.levels * self.header.spec.frames;
+        let frames = self.header.spec.frames;
+        let size = self.header.spec.codec.levels * frames;
         let offsets: &[u32] = self.values(&self.caption_offsets);
         let captions = &self.values::<u32>(&self.caption_index)[offsets[index] as usize..offsets[index + 1] as usize];
         Item {
@@ -275,6 +287,7 @@ impl Shard {
             version: self.values::<u32>(&self.version)[index],
             length: self.values::<u32>(&self.lengths)[index] as usize,
             codes_kt: &self.values(&self.codes)[index * size..(index + 1) * size],
+            clock_t: &self.values(&self.clock)[index * frames..(index + 1) * frames],
             captions,
         }
     }

@@ -5,6 +5,7 @@ use crate::atomic::write_bytes_atomically;
 use crate::error::DataError;
 use crate::manifest::Caption;
 use half::f16;
+use mambo_model::clock::{NO_BEAT, is_position};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,6 +24,7 @@ pub struct ShardWriter {
     track_places: HashMap<String, usize>,
     caption_places: HashMap<String, usize>,
     codes: Vec<u16>,
+    clock: Vec<u16>,
     lengths: Vec<u32>,
     track: Vec<u32>,
     segment: Vec<u32>,
@@ -46,6 +48,7 @@ impl ShardWriter {
             track_places: HashMap::new(),
             caption_places: HashMap::new(),
             codes: Vec::new(),
+            clock: Vec::new(),
             lengths: Vec::new(),
             track: Vec::new(),
             segment: Vec::new(),
@@ -109,16 +112,19 @@ impl ShardWriter {
         Ok(self.header.captions.len() - 1)
     }
 
-    /// Adds an item; `codes` is row-major `[K, length]`, `captions` are indices from [`Self::caption`].
+    /// Adds an item; `codes` is row-major `[K, length]`, `clock` is `[length]`, `captions` are indices from
+    /// [`Self::caption`].
     ///
     /// # Errors
-    /// Codes that are no whole frames, too many, or outside the codebook; no caption.
+    /// Codes that are no whole frames, too many, or outside the codebook; a clock of another length or beyond its
+    /// cycle; no caption.
     pub fn item(
         &mut self,
         track: usize,
         segment: u32,
         version: u32,
         codes: &[u16],
+        clock: &[u16],
         captions: &[usize],
     ) -> Result<(), DataError> {
         let (levels, frames) = (self.header.spec.codec.levels, self.header.spec.frames);
@@ -135,6 +141,12 @@ impl ShardWriter {
                 self.header.spec.codec.cardinality
             )));
         }
+        if clock.len() != length {
+            return Err(refuse(format!("{} positions of the beat clock for {length} frames", clock.len())));
+        }
+        if let Some(position) = clock.iter().find(|&&position| !is_position(position)) {
+            return Err(refuse(format!("position {position} is beyond the cycle of the beat clock")));
+        }
         if captions.is_empty() || captions.iter().any(|&caption| caption >= self.header.captions.len()) {
             return Err(refuse("an item needs at least one caption of this shard".into()));
         }
@@ -145,6 +157,8 @@ impl ShardWriter {
             self.codes.extend_from_slice(row);
             self.codes.resize(self.codes.len() + frames - length, 0);
         }
+        self.clock.extend_from_slice(clock);
+        self.clock.resize(self.lengths.len() * frames + frames, NO_BEAT);
         self.lengths.push(length as u32);
         self.track.push(track as u32);
         self.segment.push(segment);
@@ -176,6 +190,7 @@ impl ShardWriter {
                 vec![items, spec.codec.levels, spec.frames],
                 bytemuck::cast_slice(&self.codes).to_vec(),
             ),
+            ("clock", Dtype::U16, vec![items, spec.frames], bytemuck::cast_slice(&self.clock).to_vec()),
             u32_view("lengths", &self.lengths),
             u32_view("track", &self.track),
             u32_view("segment", &self.segment),

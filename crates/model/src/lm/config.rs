@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::Simba;
+use crate::clock;
 use crate::parameters::{Initialiser, Parameters, Role};
 use crate::ssm::Mamba2Config;
 use crate::tokens::DelayPattern;
@@ -59,6 +60,12 @@ pub struct LmConfig {
     /// A learned gate per codebook that raises the logit of the code just heard.
     #[serde(default)]
     pub same_again: bool,
+    /// The model hears the beat clock ([`crate::clock`]) and draws a tempo from the text.
+    #[serde(default)]
+    pub beat_clock: bool,
+    /// Every frame is told the mean of the text prefix, so that long clips do not forget what they are about.
+    #[serde(default)]
+    pub text_in_every_frame: bool,
 }
 
 fn one() -> usize {
@@ -212,6 +219,15 @@ impl LmConfig {
         all.push("condition_norm.weight", &[width], Role::Free, vec![1.0; width]);
         all.push("condition_norm.bias", &[width], Role::Free, vec![0.0; width]);
         all.push("null_prefix", &[self.null_tokens, width], Role::Free, draw.normal(self.null_tokens * width, 1.0));
+        if self.text_in_every_frame {
+            all.push("told.weight", &[width, width], Role::Decayed, draw.fan_in(width * width, width));
+        }
+        if self.beat_clock {
+            let (hands, classes) = (clock::FEATURES, clock::TEMPO_CLASSES);
+            all.push("clock.weight", &[width, hands], Role::Decayed, draw.fan_in(width * hands, hands));
+            all.push("tempo_head.weight", &[classes, width], Role::Decayed, draw.zeros(classes * width));
+            all.push("tempo_head.bias", &[classes], Role::Free, vec![0.0; classes]);
+        }
         let deviation = 0.5 / (width as f32).sqrt();
         for k in 0..self.codebooks {
             all.push(

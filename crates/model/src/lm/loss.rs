@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{LmConfig, Logits, rows_of};
+use super::{LmConfig, LmOutput, rows_of};
 use crate::ops;
 
 /// How the loss is formed.
@@ -14,11 +14,13 @@ pub struct LossConfig {
     pub label_smoothing: f32,
     /// Weight of each codebook; missing entries are 1. The weights are normalised to sum to one.
     pub level_weights: Vec<f32>,
+    /// Weight of the cross-entropy of the tempo, beside the codes' total of one.
+    pub tempo_weight: f32,
 }
 
 impl Default for LossConfig {
     fn default() -> Self {
-        Self { label_smoothing: 0.0, level_weights: Vec::new() }
+        Self { label_smoothing: 0.0, level_weights: Vec::new(), tempo_weight: 0.02 }
     }
 }
 
@@ -32,8 +34,21 @@ pub struct LmLoss {
     pub counts: Vec<usize>,
 }
 
-/// Cross-entropy per codebook. `targets` is `[B, K, T]`; places that hold the special token are ignored.
-pub fn loss(config: &LmConfig, options: &LossConfig, logits: &Logits, targets: &[u16], batch: usize) -> LmLoss {
+/// What the model should have said.
+#[derive(Debug, Clone, Copy)]
+pub struct Targets<'a> {
+    /// Codes, row-major `[B, K, T]`; places that hold the special token are ignored.
+    pub codes: &'a [u16],
+    /// Tempo class of each clip, `[B]`; not read for a model without a beat clock.
+    pub tempo: &'a [usize],
+    /// Clips B.
+    pub batch: usize,
+}
+
+/// Cross-entropy per codebook, and of the tempo.
+pub fn loss(config: &LmConfig, options: &LossConfig, output: &LmOutput, targets: Targets<'_>) -> LmLoss {
+    let Targets { codes: targets, tempo, batch } = targets;
+    let logits = &output.logits;
     let weight = |k: usize| options.level_weights.get(k).copied().unwrap_or(1.0);
     let sum: f32 = (0..config.codebooks).map(weight).sum();
     let mut out = LmLoss { total: Tensor::zeros([1], &logits[0].device()), nll: vec![], counts: vec![] };
@@ -51,6 +66,10 @@ pub fn loss(config: &LmConfig, options: &LossConfig, logits: &Logits, targets: &
         out.nll.push(f64::from(plain.into_scalar::<f32>()) * count as f64);
         out.counts.push(count);
         out.total = out.total + smoothed * (weight(k) / sum);
+    }
+    if let Some(tempo_bc) = &output.tempo {
+        let classes = tempo.iter().map(|&class| class as i32).collect();
+        out.total = out.total + ops::cross_entropy(tempo_bc.clone(), classes, 0.0) * options.tempo_weight;
     }
     out
 }
