@@ -126,6 +126,8 @@ struct Made {
     file: String,
     prompt: String,
     seed: u64,
+    /// Beats a minute; absent without a beat.
+    tempo: Option<f32>,
     seconds: f64,
     wall_seconds: f64,
     interrupted: bool,
@@ -153,8 +155,9 @@ impl GenerateArguments {
             let prompt = &prompts[index / self.count as usize];
             let clip = self.make(&bundle, prompt, base.wrapping_add(index as u64), target)?;
             if !self.json && target.as_os_str() != "-" {
+                let tempo = clip.tempo.map_or("no beat".to_owned(), |tempo| format!("{tempo:.0} bpm"));
                 print(format!(
-                    "{}  {:.1} s in {:.1} s, seed {}",
+                    "{}  {:.1} s in {:.1} s, seed {}, {tempo}",
                     clip.file, clip.seconds, clip.wall_seconds, clip.seed
                 ))?;
             }
@@ -280,6 +283,7 @@ impl GenerateArguments {
             file: target.display().to_string(),
             prompt: prompt.to_owned(),
             seed,
+            tempo: clip.tempo(),
             seconds: samples as f64 / f64::from(rate),
             wall_seconds: started.elapsed().as_secs_f64(),
             interrupted: INTERRUPTED.load(Ordering::SeqCst),

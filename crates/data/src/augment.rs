@@ -87,13 +87,14 @@ pub fn played_faster(samples: &[f32], factor: f64) -> Vec<f32> {
     // Faster playback moves the highest partials beyond half the rate, so they are filtered away.
     let cutoff = (1.0 / factor).min(1.0) * 0.97;
     let half = (HALF_WIDTH as f64 / cutoff).ceil() as usize;
-    let taps = 2 * half;
+    // Whole lanes; the weights beyond the filter are zero.
+    let taps = (2 * half).next_multiple_of(LANES);
     let mut table = vec![0.0_f32; (PHASES + 1) * taps];
     for phase in 0..=PHASES {
         let fraction = phase as f64 / PHASES as f64;
         let row = &mut table[phase * taps..(phase + 1) * taps];
         let mut sum = 0.0;
-        let values: Vec<f64> = (0..taps)
+        let values: Vec<f64> = (0..2 * half)
             .map(|tap| {
                 let x = tap as f64 - (half as f64 - 1.0) - fraction;
                 let sinc = if x.abs() < 1e-9 { 1.0 } else { (PI * x * cutoff).sin() / (PI * x * cutoff) };
@@ -107,7 +108,7 @@ pub fn played_faster(samples: &[f32], factor: f64) -> Vec<f32> {
     }
     let mut padded = vec![0.0_f32; half];
     padded.extend_from_slice(samples);
-    padded.resize(samples.len() + 2 * half + 2, 0.0);
+    padded.resize(samples.len() + half + taps + 2, 0.0);
     let length = (samples.len() as f64 / factor).floor() as usize;
     (0..length)
         .map(|index| {
@@ -115,16 +116,26 @@ pub fn played_faster(samples: &[f32], factor: f64) -> Vec<f32> {
             let whole = place as usize;
             let phase = (place - whole as f64) * PHASES as f64;
             let (row, mix) = (phase as usize, phase.fract() as f32);
-            let (low, high) = (&table[row * taps..(row + 1) * taps], &table[(row + 1).min(PHASES) * taps..]);
+            let weights = |row: usize| &table[row * taps..(row + 1) * taps];
             let source = &padded[whole + 1..whole + 1 + taps];
-            let (mut a, mut b) = (0.0, 0.0);
-            for ((sample, low), high) in source.iter().zip(low).zip(high) {
-                a += sample * low;
-                b += sample * high;
-            }
+            let (a, b) = (dot(source, weights(row)), dot(source, weights((row + 1).min(PHASES))));
             a + (b - a) * mix
         })
         .collect()
+}
+
+/// Sums side by side: one sum after another would wait for every addition.
+const LANES: usize = 16;
+
+/// Sum of products of equally long slices.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; LANES];
+    let (a_whole, b_whole) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest: f32 = a_whole.remainder().iter().zip(b_whole.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a_whole.zip(b_whole) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+    }
+    sums.iter().sum::<f32>() + rest
 }
 
 /// Makes sound `factor` times longer at the same pitch.
@@ -168,26 +179,24 @@ pub fn stretched(samples: &[f32], rate: u32, factor: f64) -> Vec<f32> {
     out
 }
 
+/// Samples between the starts of the first search.
+const COARSE: usize = 4;
+
 /// The start in `low..=high` whose window resembles the one at `natural` most (normalised correlation),
 /// found coarsely on every fourth sample, then exactly.
 fn best_match(samples: &[f32], natural: usize, low: usize, high: usize, window: usize) -> usize {
-    let likeness = |start: usize, stride: usize| {
-        let (mut product, mut energy) = (0.0_f32, 1e-9_f32);
-        for index in (0..window).step_by(stride) {
-            let (a, b) = (samples[natural + index], samples[start + index]);
-            product += a * b;
-            energy += b * b;
-        }
-        product / energy.sqrt()
+    // Every fourth sample, from the places that a coarse start can have.
+    let thinned = |from: usize, to: usize| -> Vec<f32> { samples[from..to].iter().step_by(COARSE).copied().collect() };
+    let wanted = thinned(natural, natural + window);
+    let thin = thinned(low, high + window);
+    let best = |wanted: &[f32], pieces: &mut dyn Iterator<Item = (usize, &[f32])>| {
+        let likeness = |piece: &[f32]| dot(wanted, piece) / (dot(piece, piece) + 1e-9).sqrt();
+        let better = |best: (f32, usize), next: (f32, usize)| if next.0 > best.0 { next } else { best };
+        pieces.map(|(start, piece)| (likeness(piece), start)).fold((f32::MIN, low), better).1
     };
-    let best = |starts: &mut dyn Iterator<Item = usize>, stride: usize| {
-        starts
-            .map(|start| (likeness(start, stride), start))
-            .fold((f32::MIN, low), |best, next| if next.0 > best.0 { next } else { best })
-            .1
-    };
-    let coarse = best(&mut (low..=high).step_by(4), 4);
-    best(&mut (coarse.saturating_sub(3).max(low)..=(coarse + 3).min(high)), 1)
+    let coarse = best(&wanted, &mut thin.windows(wanted.len()).enumerate().map(|(n, piece)| (low + COARSE * n, piece)));
+    let near = coarse.saturating_sub(COARSE - 1).max(low)..=(coarse + COARSE - 1).min(high);
+    best(&samples[natural..natural + window], &mut near.map(|start| (start, &samples[start..start + window])))
 }
 
 #[cfg(test)]

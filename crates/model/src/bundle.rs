@@ -135,6 +135,7 @@ impl Bundle {
         let states = (!prompt.is_empty()).then(|| self.text.encode(&[prompt]).remove(0));
         let generator =
             self.language.generate(states.as_ref().map(|s| s.states.as_slice()), &request.sampling, request.seed)?;
+        let tempo = generator.tempo();
         let frames = self.codec.spec().frames_for(request.seconds);
         let (sender, receiver) = sync_channel(AHEAD);
         std::thread::spawn(move || {
@@ -150,6 +151,7 @@ impl Bundle {
             frames: receiver,
             stream: Some(self.codec.stream(self.language.file.model.codebooks, request.seed)),
             limiter: Some(Limiter::new(self.sample_rate(), CEILING)),
+            tempo,
             total: samples,
             left: samples,
             made: 0,
@@ -165,6 +167,7 @@ pub struct Clip<'a> {
     frames: Receiver<Vec<u16>>,
     stream: Option<HouseStream<'a>>,
     limiter: Option<Limiter>,
+    tempo: Option<f32>,
     total: usize,
     left: usize,
     made: usize,
@@ -178,6 +181,11 @@ impl Clip<'_> {
     /// Ends the clip with what has been made so far, faded out.
     pub fn stop(&mut self) {
         self.stopped = true;
+    }
+
+    /// Beats a minute that it is played to; `None` without a beat or for a model without a clock.
+    pub fn tempo(&self) -> Option<f32> {
+        self.tempo
     }
 
     /// Samples of the whole clip.

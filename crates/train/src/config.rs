@@ -96,6 +96,10 @@ pub struct LoopConfig {
     /// Share of the columns that lie in stretches of inputs that stand still while the targets go on.
     #[serde(default)]
     pub held_inputs: f32,
+    /// Probability that an input code is one that the model itself would have drawn there (scheduled sampling in
+    /// parallel, Mihaylova and Martins 2019): costs one more forward pass a step.
+    #[serde(default)]
+    pub own_inputs: f32,
     /// Start embeddings and heads from the codec's centroids.
     #[serde(default)]
     pub codec_vectors: bool,
@@ -154,7 +158,7 @@ impl LmExperiment {
         self.sampling.validate(self.model.pattern().longest())?;
         let train = &self.train;
         let share = |value: f32| (0.0..1.0).contains(&value);
-        let rules: [(&'static str, String, bool, &'static str); 12] = [
+        let rules: [(&'static str, String, bool, &'static str); 13] = [
             ("data.frames", self.data.frames.to_string(), self.data.frames > 1, "2 or more"),
             ("data.max_text", self.data.max_text.to_string(), self.data.max_text > 0, "1 or more"),
             ("train.steps", train.steps.to_string(), train.steps > 0, "1 or more"),
@@ -175,6 +179,7 @@ impl LmExperiment {
                 "0 to below 1",
             ),
             ("train.held_inputs", train.held_inputs.to_string(), share(train.held_inputs), "0 to below 1"),
+            ("train.own_inputs", train.own_inputs.to_string(), share(train.own_inputs), "0 to below 1"),
             (
                 "loss.label_smoothing",
                 self.loss.label_smoothing.to_string(),

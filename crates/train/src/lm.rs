@@ -26,7 +26,7 @@ use crate::config::{LmExperiment, precision};
 use crate::error::TrainError;
 use crate::optim::{Optimizer, accumulate};
 use crate::run::RunFolder;
-use crate::sequence::{arrange, captions, corrupt, hold};
+use crate::sequence::{arrange, captions, corrupt, hold, own};
 use crate::track::Tracker;
 
 /// The codec's centroids, row-major `[levels, cardinality, width]`.
@@ -155,6 +155,13 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
             corrupt(&config, &mut sequence, train.input_corruption, &mut random::stream(seed, "corrupt", index));
             hold(&config, &mut sequence, train.held_inputs, &mut random::stream(seed, "hold", index));
             let text = captions(&config, &batch, train.caption_dropout, &mut random::stream(seed, "caption", index));
+            if train.own_inputs > 0.0 {
+                let model = Lm::new(&config, &parameters.bind(&Device::flex()));
+                let forward = || model.forward_with_text(&text, sequence.columns(), &mut Dropout::off()).logits;
+                let logits = with_precision(precision, forward);
+                let mut rng = random::stream(seed, "own", index);
+                own(&config, &mut sequence, &logits, train.own_inputs, &mut rng);
+            }
             let mut dropout = Dropout::new(train.dropout, random::stream(seed, "dropout", index));
             let bound = parameters.bind(&device);
             let output = with_precision(precision, || {
@@ -342,18 +349,25 @@ fn with_codec(
     Ok((config, values))
 }
 
-/// Random weights, or those of the model folder that the experiment names.
+/// Random weights, or those of the model folder that the experiment names. The beat clock and the text in every frame
+/// may be new: what the folder lacks of them starts fresh.
 fn first_parameters(experiment: &LmExperiment, config: &LmConfig, vectors: &[f32]) -> Result<Parameters, TrainError> {
-    let Some(folder) = &experiment.start_from else {
-        return Ok(config.init(vectors, &mut Initialiser::seeded(experiment.seed))?);
-    };
-    let (file, parameters) = LmFile::load(folder)?;
-    if file.model != *config {
+    let mut parameters = config.init(vectors, &mut Initialiser::seeded(experiment.seed))?;
+    let Some(folder) = &experiment.start_from else { return Ok(parameters) };
+    let (file, known) = LmFile::load(folder)?;
+    let (beat_clock, text_in_every_frame) = (file.model.beat_clock, file.model.text_in_every_frame);
+    let adds = beat_clock <= config.beat_clock && text_in_every_frame <= config.text_in_every_frame;
+    if !adds || file.model != (LmConfig { beat_clock, text_in_every_frame, ..config.clone() }) {
         return Err(TrainError::Setting {
             key: "start_from",
             found: format!("{} with other sizes", folder.display()),
             expected: "a model folder whose lm.toml has the sizes of [model]",
         });
+    }
+    for parameter in parameters.list_mut() {
+        if let Some(known) = known.get(&parameter.name) {
+            parameter.values.clone_from(&known.values);
+        }
     }
     Ok(parameters)
 }

@@ -2,8 +2,9 @@
 
 use mambo_data::batch::Batch;
 use mambo_model::clock;
-use mambo_model::lm::{Columns, LmConfig, Targets, TextBatch};
+use mambo_model::lm::{Columns, LmConfig, Logits, Targets, TextBatch};
 use mambo_model::random;
+use mambo_model::sampler::Sampling;
 use rand_chacha::ChaCha8Rng;
 
 /// Staggered inputs and targets, row-major `[B, K, T]`: column j of the targets follows column j of the inputs.
@@ -104,6 +105,27 @@ pub fn hold(config: &LmConfig, sequence: &mut Sequence, rate: f32, rng: &mut Cha
     }
 }
 
+/// Replaces each input code with probability `rate` by one drawn from the model's own `logits` for it, so that the model
+/// learns to go on from what it would have said itself.
+pub fn own(config: &LmConfig, sequence: &mut Sequence, logits: &Logits, rate: f32, rng: &mut ChaCha8Rng) {
+    let (books, codes, special) = (config.codebooks, config.cardinality, config.special());
+    let frames = sequence.inputs.len() / (sequence.batch * books);
+    let plain = Sampling { top_p: 1.0, ..Sampling::default() };
+    for (book, logits_nv) in logits.iter().enumerate() {
+        let values = logits_nv.to_data().try_to_vec_as::<f32>().expect("logits are f32");
+        for clip in 0..sequence.batch {
+            let row = &mut sequence.inputs[(clip * books + book) * frames..][..frames];
+            let predictions = values[clip * frames * codes..].chunks_exact(codes);
+            // The logits of a column are for the code that the next column reads.
+            for (code, logits) in row[1..].iter_mut().zip(predictions) {
+                if random::uniform(rng) < rate && *code != special {
+                    *code = plain.draw(logits, rng);
+                }
+            }
+        }
+    }
+}
+
 /// The captions of a batch; each is dropped with probability `dropout` in favour of the null text.
 pub fn captions(config: &LmConfig, batch: &Batch, dropout: f32, rng: &mut ChaCha8Rng) -> TextBatch {
     let (width, length) = (config.text_width, batch.text_length);
@@ -122,6 +144,7 @@ pub fn captions(config: &LmConfig, batch: &Batch, dropout: f32, rng: &mut ChaCha
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::{Device, Tensor, TensorData};
     use mambo_model::lm::Head;
 
     fn config() -> LmConfig {
@@ -188,6 +211,29 @@ mod tests {
         hold(&config(), &mut untouched, 0.0, &mut random::stream(1, "hold", 0));
         corrupt(&config(), &mut untouched, 0.0, &mut random::stream(1, "corrupt", 0));
         assert_eq!(untouched, clean);
+    }
+
+    #[test]
+    fn own_codes_are_what_the_column_before_predicts() {
+        let clean = arrange(&config(), &batch(), 21.5);
+        let (clips, frames, codes) = (2, 4, 100);
+        // Every column of codebook k is sure of code 50 + 10 k + its frame.
+        let logits: Vec<Tensor<2>> = (0..2)
+            .map(|k| {
+                let sure = |n: usize| 50 + 10 * k + n % frames;
+                let value = |i: usize| if i % codes == sure(i / codes) { 50.0 } else { 0.0 };
+                let values: Vec<f32> = (0..clips * frames * codes).map(value).collect();
+                Tensor::from_data(TensorData::new(values, [clips * frames, codes]), &Device::flex())
+            })
+            .collect();
+        let mut sequence = clean.clone();
+        own(&config(), &mut sequence, &logits, 0.7, &mut random::stream(1, "own", 0));
+        assert_eq!((&sequence.targets, &sequence.clock), (&clean.targets, &clean.clock));
+        assert_ne!(sequence.inputs, clean.inputs);
+        for (at, (&new, &old)) in sequence.inputs.iter().zip(&clean.inputs).enumerate() {
+            let predicted = 50 + 10 * (at / frames % 2) + (at % frames).wrapping_sub(1);
+            assert!(new == old || (old != 100 && usize::from(new) == predicted), "{new} at {at}");
+        }
     }
 
     #[test]

@@ -102,6 +102,7 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
             codec_vectors: true,
             bf16: false,
             held_inputs: 0.1,
+            own_inputs: 0.1,
             log_every: 1,
             validate_every: 6,
             validate_clips: 0,
@@ -142,6 +143,7 @@ fn it_learns_two_clips_by_heart_and_generates_them() {
     experiment.train.dropout = 0.0;
     experiment.train.input_corruption = 0.0;
     experiment.train.held_inputs = 0.0;
+    experiment.train.own_inputs = 0.0;
     experiment.train.sample_every = 60;
     let mut sampled = Vec::new();
     let mut hook = |model: &LanguageModel, step: u64| -> Result<(), String> {

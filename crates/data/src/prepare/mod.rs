@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 pub use networks::Networks;
 
 /// Changes when prepared data would differ for the same options.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 /// Rate that taggers listen at.
 pub const TAGGER_RATE: u32 = 16_000;
 /// Tracks in a unit.

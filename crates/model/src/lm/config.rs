@@ -219,12 +219,13 @@ impl LmConfig {
         all.push("condition_norm.weight", &[width], Role::Free, vec![1.0; width]);
         all.push("condition_norm.bias", &[width], Role::Free, vec![0.0; width]);
         all.push("null_prefix", &[self.null_tokens, width], Role::Free, draw.normal(self.null_tokens * width, 1.0));
+        // Zero: a model that starts from one without them is at first the same model.
         if self.text_in_every_frame {
-            all.push("told.weight", &[width, width], Role::Decayed, draw.fan_in(width * width, width));
+            all.push("told.weight", &[width, width], Role::Decayed, draw.zeros(width * width));
         }
         if self.beat_clock {
             let (hands, classes) = (clock::FEATURES, clock::TEMPO_CLASSES);
-            all.push("clock.weight", &[width, hands], Role::Decayed, draw.fan_in(width * hands, hands));
+            all.push("clock.weight", &[width, hands], Role::Decayed, draw.zeros(width * hands));
             all.push("tempo_head.weight", &[classes, width], Role::Decayed, draw.zeros(classes * width));
             all.push("tempo_head.bias", &[classes], Role::Free, vec![0.0; classes]);
         }
