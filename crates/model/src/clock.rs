@@ -61,6 +61,39 @@ pub fn features(ticks: u16) -> [f32; FEATURES] {
     out
 }
 
+/// For every frame the one that stands `beats` before it, to the nearest frame; `None` where the music has no beat or had
+/// not begun.
+pub fn frames_before(frames: &[u16], beats: u16) -> Vec<Option<usize>> {
+    let cycle = u32::from(CYCLE_TICKS);
+    let lag = u64::from(beats) * u64::from(TICKS_PER_BEAT);
+    // Positions unwrapped; a gap without a beat begins a new stretch.
+    let mut places: Vec<Option<u64>> = Vec::with_capacity(frames.len());
+    let (mut begin, mut at) = (0, 0);
+    let mut out = Vec::with_capacity(frames.len());
+    for (frame, &position) in frames.iter().enumerate() {
+        let before = frame.checked_sub(1).and_then(|last| Some((places[last]?, frames[last])));
+        let place = match before {
+            _ if position == NO_BEAT => None,
+            Some((place, last)) => Some(place + u64::from((u32::from(position) + cycle - u32::from(last)) % cycle)),
+            None => {
+                (begin, at) = (frame, frame);
+                Some(0)
+            }
+        };
+        places.push(place);
+        let wanted = place.and_then(|place| place.checked_sub(lag));
+        out.push(wanted.map(|wanted| {
+            let distance = |frame: usize| places[frame].map_or(u64::MAX, |place| place.abs_diff(wanted));
+            at = at.max(begin);
+            while at + 1 < frame && distance(at + 1) <= distance(at) {
+                at += 1;
+            }
+            at
+        }));
+    }
+    out
+}
+
 /// Mean tempo of a run of frames in beats a minute; `None` without a beat or with fewer than two frames.
 pub fn tempo(frames: &[u16], frames_per_second: f32) -> Option<f32> {
     if frames.len() < 2 || frames.contains(&NO_BEAT) {
@@ -85,6 +118,13 @@ pub fn tempo_of_class(class: usize) -> Option<f32> {
     (class > 0).then(|| SLOWEST * ((class - 1) as f32 / CLASSES_AN_OCTAVE).exp2())
 }
 
+/// The nearest tempo whose beats last whole frames: what is played again then falls on the same place within a frame.
+pub fn whole_frames(beats_per_minute: f32, frames_per_second: f32) -> f32 {
+    let frames = |tempo: f32| 60.0 * frames_per_second / tempo;
+    let fewest = frames(FASTEST).ceil().max(1.0);
+    frames(frames(beats_per_minute).round().max(fewest))
+}
+
 /// A clock at a constant tempo.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Metronome {
@@ -95,6 +135,11 @@ impl Metronome {
     /// `None`: music without a beat.
     pub fn new(beats_per_minute: Option<f32>, frames_per_second: f32) -> Self {
         Self { beats_per_frame: beats_per_minute.map(|tempo| f64::from(tempo) / 60.0 / f64::from(frames_per_second)) }
+    }
+
+    /// Frames that `beats` last, to the nearest one; `None` without a beat.
+    pub fn frames_in(&self, beats: u16) -> Option<usize> {
+        self.beats_per_frame.map(|rate| (f64::from(beats) / rate).round().max(1.0) as usize)
     }
 
     /// Position of a frame, the first of which is on the beat.
@@ -116,6 +161,9 @@ mod tests {
             prop_assert!(frames.iter().all(|&position| position < CYCLE_TICKS));
             let found = tempo(&frames, rate).unwrap();
             prop_assert!((found / tempo_given - 1.0).abs() < 2e-3, "{} {}", found, tempo_given);
+            let whole = whole_frames(tempo_given, rate);
+            let frames_a_beat = 60.0 * rate / whole;
+            prop_assert!((frames_a_beat - frames_a_beat.round()).abs() < 1e-3 && whole <= FASTEST * 1.0001);
             let class = tempo_class(Some(tempo_given));
             prop_assert!((1..TEMPO_CLASSES).contains(&class));
             prop_assert!((tempo_of_class(class).unwrap() / tempo_given).log2().abs() <= 0.5 / CLASSES_AN_OCTAVE + 1e-4);
@@ -129,6 +177,27 @@ mod tests {
             }
             prop_assert_eq!(a[FEATURES - 1], 1.0);
         }
+    }
+
+    #[test]
+    fn frames_a_few_beats_before_are_found_in_a_steady_and_in_a_broken_clock() {
+        let metronome = Metronome::new(Some(117.45), 21.533_2);
+        let steady: Vec<u16> = (0..200).map(|frame| metronome.at(frame)).collect();
+        for beats in [1, 2, 4] {
+            let lag = metronome.frames_in(beats).unwrap();
+            assert_eq!(lag, 11 * usize::from(beats));
+            for (frame, before) in frames_before(&steady, beats).into_iter().enumerate() {
+                if frame != lag {
+                    assert_eq!(before, frame.checked_sub(lag), "{beats} beats before frame {frame}");
+                }
+            }
+        }
+        let mut broken = steady.clone();
+        broken[60..80].fill(NO_BEAT);
+        let before = frames_before(&broken, 1);
+        assert_eq!((before[59], before[60], before[85]), (Some(48), None, None));
+        assert_eq!(before[95], Some(84));
+        assert_eq!(Metronome::new(None, 21.5).frames_in(1), None);
     }
 
     #[test]

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{Metronome, TEMPO_CLASSES, tempo_of_class};
+use crate::clock::{Metronome, TEMPO_CLASSES, tempo_of_class, whole_frames};
 use crate::lm::{LmConfig, LmConfigError};
 use crate::parameters::{Parameters, Precision, WriteError, write_atomically};
 use crate::random;
 use crate::sampler::{Sampling, SamplingError, guide};
-use crate::stepper::{Stepper, StepperState};
+use crate::stepper::{Column, Stepper, StepperState};
 use crate::tokens::{CodecSpec, DelayPattern};
 use crate::weights::WeightsError;
 
@@ -161,7 +161,8 @@ impl Generator {
         let state = if guided { conditional.join(stepper.start(None)) } else { conditional };
         let tempo = match sampling.tempo {
             Some(tempo) => (tempo > 0.0).then_some(tempo),
-            None => draw_tempo(&stepper, &state, sampling.guidance, seed),
+            None => draw_tempo(&stepper, &state, sampling.guidance, seed)
+                .map(|tempo| whole_frames(tempo, frames_per_second)),
         };
         Ok(Self {
             sampling: sampling.clone(),
@@ -201,9 +202,25 @@ impl Generator {
             let column = (0..self.pattern.codebooks()).map(|k| delayed[k * columns + t]).collect();
             self.restart_if_due();
             let before = self.previous();
-            self.stepper.feed(&before, self.metronome.at(self.made as u64), &mut self.state);
+            let echoes = self.echoes(self.columns.len());
+            let read = Column { codes: &before, ticks: self.metronome.at(self.made as u64), echoes: &echoes };
+            self.stepper.feed(read, &mut self.state);
             self.accept(column);
         }
+    }
+
+    /// What stood at each lag before place `at` of the latest columns, `[lags, K]`.
+    fn echoes(&self, at: usize) -> Vec<u16> {
+        let config = self.stepper.config();
+        let mut out = Vec::with_capacity(config.echo_beats.len() * config.codebooks);
+        for &beats in &config.echo_beats {
+            let before = self.metronome.frames_in(beats).and_then(|frames| self.columns.get(at.checked_sub(frames)?));
+            match before {
+                Some(column) => out.extend_from_slice(column),
+                None => out.resize(out.len() + config.codebooks, config.special()),
+            }
+        }
+        out
     }
 
     fn start_column(&self) -> Vec<u16> {
@@ -221,7 +238,9 @@ impl Generator {
         self.columns.push_back(column);
         self.read += 1;
         self.made += 1;
-        let enough = self.sampling.keep.max(self.pattern.longest() + 1);
+        let lags = &self.stepper.config().echo_beats;
+        let farthest = lags.iter().filter_map(|&beats| self.metronome.frames_in(beats)).max().unwrap_or(0);
+        let enough = self.sampling.keep.max(self.pattern.longest() + 1).max(farthest);
         while self.columns.len() > enough {
             self.columns.pop_front();
         }
@@ -235,11 +254,14 @@ impl Generator {
         }
         self.state.clone_from(&self.after_text);
         let special = self.stepper.config().special();
-        let kept = self.columns.len();
+        let kept = self.columns.len().min(self.sampling.keep);
+        let oldest = self.columns.len() - kept;
         let mut before = self.start_column();
         let first = self.made - kept;
-        for (at, column) in self.columns.iter().enumerate() {
-            self.stepper.feed(&before, self.metronome.at((first + at) as u64), &mut self.state);
+        for (at, column) in self.columns.iter().skip(oldest).enumerate() {
+            let echoes = self.echoes(oldest + at);
+            let ticks = self.metronome.at((first + at) as u64);
+            self.stepper.feed(Column { codes: &before, ticks, echoes: &echoes }, &mut self.state);
             before.clone_from(column);
             for (k, code) in before.iter_mut().enumerate() {
                 if at < self.pattern.delay(k) {
@@ -253,7 +275,9 @@ impl Generator {
     fn next_column(&mut self) -> Vec<u16> {
         self.restart_if_due();
         let before = self.previous();
-        let mut logits = self.stepper.step(&before, self.metronome.at(self.made as u64), &mut self.state);
+        let echoes = self.echoes(self.columns.len());
+        let read = Column { codes: &before, ticks: self.metronome.at(self.made as u64), echoes: &echoes };
+        let mut logits = self.stepper.step(read, &mut self.state);
         let codes = self.stepper.config().cardinality;
         let special = self.stepper.config().special();
         let mut column = Vec::with_capacity(logits.len());
@@ -264,6 +288,11 @@ impl Generator {
             }
             if let Some(held) = conditional.get_mut(usize::from(before[k])) {
                 *held -= self.sampling.hold_penalty;
+            }
+            for echo in echoes.chunks_exact(before.len()) {
+                if let Some(heard) = conditional.get_mut(usize::from(echo[k])) {
+                    *heard += self.sampling.echo;
+                }
             }
             // Drawn even where the filler is forced: the stream's position depends on the column alone.
             let code = self.sampling.draw(conditional, &mut self.rng);

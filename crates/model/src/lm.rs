@@ -39,6 +39,9 @@ pub struct Columns<'a> {
     pub codes: &'a [u16],
     /// Beat clock of the frame that each column predicts, `[B, T]`; not read by a model without a clock.
     pub clock: &'a [u16],
+    /// Codes at each lag before the column that is predicted, `[B, lags, K, T]`, the special token where there is none:
+    /// see [`echoes`].
+    pub echoes: &'a [u16],
 }
 
 /// What training needs of one pass.
@@ -63,6 +66,8 @@ pub struct Lm {
     told: Option<Tensor<2>>,
     clock: Option<Tensor<2>>,
     tempo_head: Option<(Tensor<2>, Tensor<1>)>,
+    echo: Vec<Tensor<2>>,
+    echo_gate: Vec<(Tensor<2>, Tensor<1>)>,
     embedding: Vec<Tensor<2>>,
     head: Vec<Tensor<2>>,
     head_bias: Vec<Tensor<1>>,
@@ -102,14 +107,11 @@ impl Lm {
         }
         let per_codebook =
             |name: &str| -> Vec<String> { (0..config.codebooks).map(|k| name.replace('#', &k.to_string())).collect() };
-        let same_again = if config.same_again {
-            per_codebook("same_again.#")
-                .iter()
-                .map(|name| (bound.tensor(&format!("{name}.weight")), bound.tensor(&format!("{name}.bias"))))
-                .collect()
-        } else {
-            Vec::new()
+        let gates = |wanted: bool, name: &str| -> Vec<(Tensor<2>, Tensor<1>)> {
+            let gate = |name: &String| (bound.tensor(&format!("{name}.weight")), bound.tensor(&format!("{name}.bias")));
+            if wanted { per_codebook(name).iter().map(gate).collect() } else { Vec::new() }
         };
+        let lags = 0..config.echo_beats.len();
         Self {
             config: config.clone(),
             condition_linear: bound.tensor("condition_linear.weight"),
@@ -120,10 +122,12 @@ impl Lm {
             told: config.text_in_every_frame.then(|| bound.tensor("told.weight")),
             clock: config.beat_clock.then(|| bound.tensor("clock.weight")),
             tempo_head: config.beat_clock.then(|| (bound.tensor("tempo_head.weight"), bound.tensor("tempo_head.bias"))),
+            echo: lags.map(|lag| bound.tensor(&format!("echo.{lag}.weight"))).collect(),
+            echo_gate: gates(!config.echo_beats.is_empty(), "echo_gate.#"),
             embedding,
             head,
             head_bias: per_codebook("lm_head.#.bias").iter().map(|name| bound.tensor(name)).collect(),
-            same_again,
+            same_again: gates(config.same_again, "same_again.#"),
             backbone: Simba::new(&config.mixer(), config.layers, bound),
         }
     }
@@ -184,10 +188,44 @@ impl Lm {
             x_btd = x_btd
                 + ops::linear_turned(Tensor::<3>::from_data(hands, &self.null_prefix.device()), weight.clone(), None);
         }
+        for (lag, weight) in self.echo.iter().enumerate() {
+            let heard = self.echo_embedding(columns, batch, lag);
+            x_btd = x_btd + ops::linear_turned(heard, weight.clone(), None);
+        }
         match told_bd {
             Some(told_bd) => x_btd + told_bd.clone().reshape([batch, 1, self.config.d_model]),
             None => x_btd,
         }
+    }
+
+    /// Sum of the embeddings of what stood at a lag, `[B, T, d]`. The tables learn from the columns themselves; leaving them
+    /// alone here saves a scatter per lag and codebook.
+    fn echo_embedding(&self, columns: Columns<'_>, batch: usize, lag: usize) -> Tensor<3> {
+        let (frames, width) = (self.frames(columns.codes, batch), self.config.d_model);
+        let device = self.null_prefix.device();
+        let mut sum = Tensor::<2>::zeros([batch * frames, width], &device);
+        for (book, table) in self.embedding.iter().enumerate() {
+            let (at, heard) = self.places(&self.echo_row(columns.echoes, batch, lag, book));
+            let count = at.len();
+            let at = Tensor::<1, Int>::from_data(TensorData::new(at, [count]), &device);
+            let heard = Tensor::<2>::from_data(TensorData::new(heard, [count, 1]), &device);
+            sum = sum + table.clone().detach().select(0, at) * heard;
+        }
+        sum.reshape([batch, frames, width])
+    }
+
+    /// The codes of one lag and codebook, `[B * T]`.
+    fn echo_row(&self, echoes: &[u16], batch: usize, lag: usize, book: usize) -> Vec<u16> {
+        let rows = self.config.echo_beats.len() * self.config.codebooks;
+        assert_eq!(echoes.len() % (batch * rows), 0, "echoes must be [B, lags, K, T]");
+        rows_of(echoes, batch, rows, lag * self.config.codebooks + book).collect()
+    }
+
+    /// Where the codes stand in a table, and 1 for codes, 0 for the special token.
+    fn places(&self, codes: &[u16]) -> (Vec<i64>, Vec<f32>) {
+        let special = self.config.special();
+        let place = |&code: &u16| if code == special { (0, 0.0) } else { (i64::from(code), 1.0) };
+        codes.iter().map(place).unzip()
     }
 
     fn frames(&self, codes: &[u16], batch: usize) -> usize {
@@ -203,45 +241,40 @@ impl Lm {
         Tensor::from_data(TensorData::new(values, [count]), &self.null_prefix.device())
     }
 
-    /// Logits from final hidden states; `codes` are the inputs at the same places (for "same again").
-    fn logits(&self, h_btd: Tensor<3>, codes: &[u16]) -> Logits {
+    /// Logits from final hidden states; gates raise the code just heard and those heard at each lag.
+    fn logits(&self, h_btd: Tensor<3>, columns: Columns<'_>) -> Logits {
         let [batch, frames, width] = h_btd.dims();
         let h_nd = h_btd.reshape([batch * frames, width]);
         (0..self.config.codebooks)
             .map(|k| {
-                let bias = Some(self.head_bias[k].clone());
-                let logits = ops::linear_turned(h_nd.clone(), self.head[k].clone(), bias);
-                match self.same_again.get(k) {
-                    None => logits,
-                    Some((weight, bias)) => {
-                        let gate_n1 = ops::linear_turned(h_nd.clone(), weight.clone(), Some(bias.clone()));
-                        self.raise_repeated(logits, gate_n1, codes, batch, k)
-                    }
+                let gated = |(weight, bias): &(Tensor<2>, Tensor<1>)| {
+                    ops::linear_turned(h_nd.clone(), weight.clone(), Some(bias.clone()))
+                };
+                let mut gates: Vec<Tensor<2>> = Vec::new();
+                let mut heard: Vec<Vec<u16>> = Vec::new();
+                if let Some(gate) = self.same_again.get(k) {
+                    gates.push(gated(gate));
+                    heard.push(rows_of(columns.codes, batch, self.config.codebooks, k).collect());
                 }
+                if let Some(gate) = self.echo_gate.get(k) {
+                    gates.push(gated(gate));
+                    heard.extend((0..self.echo.len()).map(|lag| self.echo_row(columns.echoes, batch, lag, k)));
+                }
+                let logits = ops::linear_turned(h_nd.clone(), self.head[k].clone(), Some(self.head_bias[k].clone()));
+                if gates.is_empty() { logits } else { self.raise(logits, Tensor::cat(gates, 1), &heard) }
             })
             .collect()
     }
 
-    /// Adds the gate to the logit of the code just heard, where one was heard.
-    fn raise_repeated(
-        &self,
-        logits_nv: Tensor<2>,
-        gate_n1: Tensor<2>,
-        codes: &[u16],
-        batch: usize,
-        book: usize,
-    ) -> Tensor<2> {
-        let special = self.config.special();
-        let count = logits_nv.dims()[0];
-        let (mut at, mut heard) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for code in rows_of(codes, batch, self.config.codebooks, book) {
-            heard.push(f32::from(u8::from(code != special)));
-            at.push(if code == special { 0 } else { i64::from(code) });
-        }
+    /// Adds gate g of a row (`[N, G]`) to the logit of the code that `heard[g]` has there, where there is one.
+    fn raise(&self, logits_nv: Tensor<2>, gates_ng: Tensor<2>, heard: &[Vec<u16>]) -> Tensor<2> {
+        let [rows, gates] = gates_ng.dims();
+        let across: Vec<u16> = (0..rows).flat_map(|n| heard.iter().map(move |codes| codes[n])).collect();
+        let (at, heard) = self.places(&across);
         let device = logits_nv.device();
-        let heard = Tensor::<2>::from_data(TensorData::new(heard, [count, 1]), &device);
-        let at = Tensor::<2, Int>::from_data(TensorData::new(at, [count, 1]), &device);
-        logits_nv.scatter(1, at, gate_n1 * heard, IndexingUpdateOp::Add)
+        let heard = Tensor::<2>::from_data(TensorData::new(heard, [rows, gates]), &device);
+        let at = Tensor::<2, Int>::from_data(TensorData::new(at, [rows, gates]), &device);
+        logits_nv.scatter(1, at, gates_ng * heard, IndexingUpdateOp::Add)
     }
 
     /// Reads the text: the state before the start column.
@@ -258,7 +291,7 @@ impl Lm {
         let x_btd = self.embed(columns, batch, state.told.as_ref());
         let (h_btd, layers) = self.backbone.forward(x_btd, &[], Some(state.layers), &mut Dropout::off());
         let after = LmState { layers: layers.expect("a state was given"), told: state.told };
-        (self.logits(h_btd, columns.codes), after)
+        (self.logits(h_btd, columns), after)
     }
 
     /// One column: logits per codebook `[B, cardinality]` and the state after it.
@@ -266,7 +299,7 @@ impl Lm {
         let width = self.config.d_model;
         let x_bd = self.embed(column, batch, state.told.as_ref()).reshape([batch, width]);
         let (h_bd, layers) = self.backbone.step(x_bd, state.layers);
-        (self.logits(h_bd.reshape([batch, 1, width]), column.codes), LmState { layers, told: state.told })
+        (self.logits(h_bd.reshape([batch, 1, width]), column), LmState { layers, told: state.told })
     }
 
     /// Text and columns in one pass, for training.
@@ -281,8 +314,26 @@ impl Lm {
             let last_bd = h_btd.clone().narrow(1, text.length - 1, 1).reshape([text.batch, self.config.d_model]);
             ops::linear_turned(last_bd, weight.clone(), Some(bias.clone()))
         });
-        LmOutput { logits: self.logits(h_btd.narrow(1, text.length, frames), columns.codes), tempo }
+        LmOutput { logits: self.logits(h_btd.narrow(1, text.length, frames), columns), tempo }
     }
+}
+
+/// What stood at each lag before every column that is predicted, `[B, lags, K, T]`, from inputs `[B, K, T]` and the beat
+/// clock `[B, T]`; the special token where nothing did.
+pub fn echoes(config: &LmConfig, codes: &[u16], clock: &[u16], batch: usize) -> Vec<u16> {
+    let (books, special) = (config.codebooks, config.special());
+    let frames = codes.len() / (batch * books);
+    let mut out = Vec::with_capacity(codes.len() * config.echo_beats.len());
+    for (codes, clock) in codes.chunks_exact(books * frames).zip(clock.chunks_exact(frames)) {
+        for &beats in &config.echo_beats {
+            let before = clock::frames_before(clock, beats);
+            for row in codes.chunks_exact(frames) {
+                // The column predicted at i is read at i + 1.
+                out.extend(before.iter().map(|before| before.map_or(special, |i| row[i + 1])));
+            }
+        }
+    }
+    out
 }
 
 /// Factor between the stored embedding (deviation 0.5 / sqrt(d)) and the input of the stack (about 1).

@@ -23,6 +23,8 @@ pub struct Sampling {
     /// Subtracted from the logit of the code just drawn, per codebook. A small model that has held a tone for a while
     /// holds it for ever; this gives it a way out.
     pub hold_penalty: f32,
+    /// Added to the logits of the codes that stood at each lag of a model with echoes: above 0 repeats itself more.
+    pub echo: f32,
     /// Tempo of the beat clock in beats a minute; 0 for music without a beat; absent: drawn from what the model reads in
     /// the text. Models without a clock ignore it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,6 +44,7 @@ impl Default for Sampling {
             top_p: 0.95,
             guidance: 2.0,
             hold_penalty: 0.0,
+            echo: 0.0,
             tempo: None,
             window: 646,
             keep: 172,
@@ -64,6 +67,9 @@ pub enum SamplingError {
     /// The penalty is no number.
     #[error("hold-penalty {0} must be a finite number")]
     HoldPenalty(f32),
+    /// The echo is no number.
+    #[error("echo {0} must be a finite number")]
+    Echo(f32),
     /// The tempo is none of music.
     #[error("tempo {0} must be 40 to 240 beats a minute, or 0 for music without a beat")]
     Tempo(f32),
@@ -93,6 +99,9 @@ impl Sampling {
         }
         if !self.hold_penalty.is_finite() {
             return Err(SamplingError::HoldPenalty(self.hold_penalty));
+        }
+        if !self.echo.is_finite() {
+            return Err(SamplingError::Echo(self.echo));
         }
         if self.tempo.is_some_and(|tempo| tempo != 0.0 && !(SLOWEST..=FASTEST).contains(&tempo)) {
             return Err(SamplingError::Tempo(self.tempo.unwrap_or_default()));

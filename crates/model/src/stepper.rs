@@ -41,6 +41,7 @@ struct HeadWeights {
     table: HalfLinear,
     bias: Vec<f32>,
     same_again: Option<(Vec<f32>, f32)>,
+    echo_gate: Option<(HalfLinear, Vec<f32>)>,
 }
 
 /// The model's weights, ready for decoding.
@@ -55,10 +56,22 @@ pub struct Stepper {
     told: Option<HalfLinear>,
     clock: Option<HalfLinear>,
     tempo_head: Option<(HalfLinear, Vec<f32>)>,
+    echo: Vec<HalfLinear>,
     embedding: Vec<Vec<f32>>,
     blocks: Vec<Block>,
     final_norm: Vec<f32>,
     heads: Vec<HeadWeights>,
+}
+
+/// One column as the decoder reads it.
+#[derive(Debug, Clone, Copy)]
+pub struct Column<'a> {
+    /// K codes.
+    pub codes: &'a [u16],
+    /// Beat clock of the frame to come.
+    pub ticks: u16,
+    /// Codes at each lag before the frame to come, `[lags, K]`, the special token where there is none.
+    pub echoes: &'a [u16],
 }
 
 /// What the streams remember: per layer, one stream after the other.
@@ -116,6 +129,10 @@ impl Stepper {
             .map(|(k, table)| HeadWeights {
                 table: linear(&floats(table), width),
                 bias: values(&format!("lm_head.{k}.bias")),
+                echo_gate: (!config.echo_beats.is_empty()).then(|| {
+                    let name = format!("echo_gate.{k}");
+                    (linear(&values(&format!("{name}.weight")), width), values(&format!("{name}.bias")))
+                }),
                 same_again: config
                     .same_again
                     .then(|| (values(&format!("same_again.{k}.weight")), values(&format!("same_again.{k}.bias"))[0])),
@@ -156,6 +173,9 @@ impl Stepper {
             tempo_head: config
                 .beat_clock
                 .then(|| (linear(&values("tempo_head.weight"), width), values("tempo_head.bias"))),
+            echo: (0..config.echo_beats.len())
+                .map(|lag| linear(&values(&format!("echo.{lag}.weight")), width))
+                .collect(),
             embedding: embedding.iter().map(floats).collect(),
             blocks,
             final_norm: values("final_norm.weight"),
@@ -217,16 +237,32 @@ impl Stepper {
         Some(logits)
     }
 
-    /// Feeds one column of K codes, and the beat clock of the frame to come, to every stream.
-    pub fn feed(&self, column: &[u16], ticks: u16, state: &mut StepperState) {
+    /// Sum of the embeddings of one column of codes.
+    fn embed(&self, column: &[u16], heard: impl Fn(u16) -> bool) -> Vec<f32> {
         let width = self.config.d_model;
         let mut x = vec![0.0; width];
-        for (table, &code) in self.embedding.iter().zip(column) {
+        for (table, &code) in self.embedding.iter().zip(column).filter(|(_, code)| heard(**code)) {
             let row = &table[usize::from(code) * width..(usize::from(code) + 1) * width];
             x.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
         }
+        x
+    }
+
+    /// Feeds one column to every stream.
+    ///
+    /// # Panics
+    /// When a model with echoes is not given one column per lag.
+    pub fn feed(&self, column: Column<'_>, state: &mut StepperState) {
+        assert_eq!(column.echoes.len(), self.echo.len() * self.config.codebooks, "echoes must be [lags, K]");
+        let special = self.config.special();
+        let mut x = self.embed(column.codes, |_| true);
         if let Some(weight) = &self.clock {
-            weight.add(&clock::features(ticks), &mut x);
+            weight.add(&clock::features(column.ticks), &mut x);
+        }
+        for (weight, echo) in self.echo.iter().zip(column.echoes.chunks_exact(self.config.codebooks)) {
+            if echo.iter().any(|&code| code != special) {
+                weight.add(&self.embed(echo, |code| code != special), &mut x);
+            }
         }
         let mut x = x.repeat(state.streams);
         x.iter_mut().zip(&state.told).for_each(|(x, told)| *x += told);
@@ -234,22 +270,33 @@ impl Stepper {
     }
 
     /// Feeds one column and returns the logits of each codebook, `[streams, cardinality]`.
-    pub fn step(&self, column: &[u16], ticks: u16, state: &mut StepperState) -> Vec<Vec<f32>> {
-        let (width, codes) = (self.config.d_model, self.config.cardinality);
-        self.feed(column, ticks, state);
-        let hidden = &state.latest;
-        let logits = |(head, &heard): (&HeadWeights, &u16)| {
+    pub fn step(&self, column: Column<'_>, state: &mut StepperState) -> Vec<Vec<f32>> {
+        let (width, codes, books) = (self.config.d_model, self.config.cardinality, self.config.codebooks);
+        self.feed(column, state);
+        let logits = |(k, head): (usize, &HeadWeights)| {
             let mut logits = head.bias.repeat(state.streams);
-            head.table.add(hidden, &mut logits);
-            if let (Some((weight, bias)), true) = (&head.same_again, usize::from(heard) < codes) {
-                for (row, h) in logits.chunks_exact_mut(codes).zip(hidden.chunks_exact(width)) {
+            head.table.add(&state.latest, &mut logits);
+            let heard = usize::from(column.codes[k]);
+            if let (Some((weight, bias)), true) = (&head.same_again, heard < codes) {
+                for (row, h) in logits.chunks_exact_mut(codes).zip(state.latest.chunks_exact(width)) {
                     let gate: f32 = weight.iter().zip(h).map(|(a, b)| a * b).sum();
-                    row[usize::from(heard)] += bias + gate;
+                    row[heard] += bias + gate;
+                }
+            }
+            if let Some((weight, bias)) = &head.echo_gate {
+                let mut gates = bias.repeat(state.streams);
+                weight.add(&state.latest, &mut gates);
+                for (row, gates) in logits.chunks_exact_mut(codes).zip(gates.chunks_exact(bias.len())) {
+                    for (gate, echo) in gates.iter().zip(column.echoes.chunks_exact(books)) {
+                        if let Some(logit) = row.get_mut(usize::from(echo[k])) {
+                            *logit += gate;
+                        }
+                    }
                 }
             }
             logits
         };
-        self.heads.iter().zip(column).map(logits).collect()
+        self.heads.iter().enumerate().map(logits).collect()
     }
 
     /// Runs the stack on `h` (`[streams, d]`) and keeps the final normed states.

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use closeness::{assert_close, floats, noise};
 use mambo_model::backbone::Dropout;
-use mambo_model::clock::Metronome;
+use mambo_model::clock::{Metronome, tempo_of_class, whole_frames};
 use mambo_model::generate::{Generator, LmFile};
-use mambo_model::lm::{Columns, Head, Lm, LmConfig, LossConfig, Targets, TextBatch, loss};
+use mambo_model::lm::{Columns, Head, Lm, LmConfig, LossConfig, Targets, TextBatch, echoes, loss};
 use mambo_model::parameters::{Initialiser, Parameters};
 use mambo_model::random;
 use mambo_model::sampler::Sampling;
-use mambo_model::stepper::Stepper;
+use mambo_model::stepper::{Column, Stepper};
 use mambo_model::tokens::CodecSpec;
 
 fn config(head: Head, codebooks: usize) -> LmConfig {
@@ -36,6 +36,7 @@ fn config(head: Head, codebooks: usize) -> LmConfig {
         codec_width: 5,
         same_again: true,
         beat_clock: true,
+        echo_beats: vec![1, 2],
         text_in_every_frame: true,
     }
 }
@@ -66,6 +67,8 @@ fn clock(clips: usize, frames: usize) -> Vec<u16> {
 }
 
 const FRAME_RATE: f32 = 21.5;
+/// A beat of 11 frames.
+const TEMPO: f32 = 60.0 * 21.5 / 11.0;
 
 #[test]
 fn model_in_one_pass_equals_start_and_steps_and_the_slice_decoder() {
@@ -73,10 +76,12 @@ fn model_in_one_pass_equals_start_and_steps_and_the_slice_decoder() {
         let config = config(head, codebooks);
         let parameters = lively(&config, 4);
         let model = Lm::new(&config, &parameters.bind(&Device::flex()));
-        let frames = 13;
+        let frames = 30;
         let codes = random_codes(&config, 8, codebooks * frames);
         let clock = clock(1, frames);
-        let columns = Columns { codes: &codes, clock: &clock };
+        let echo = echoes(&config, &codes, &clock, 1);
+        let columns = Columns { codes: &codes, clock: &clock, echoes: &echo };
+        assert!(echo.iter().any(|&code| code != config.special()), "some lag reaches back");
         let caption = noise(2, 7 * config.text_width);
         for text in [Some(caption.as_slice()), None] {
             let batch = TextBatch::new(&config, &[text]);
@@ -89,8 +94,11 @@ fn model_in_one_pass_equals_start_and_steps_and_the_slice_decoder() {
             let mut state = model.start(&batch);
             for t in 0..frames {
                 let column: Vec<u16> = (0..codebooks).map(|k| codes[k * frames + t]).collect();
-                let (logits, next) = model.step(Columns { codes: &column, clock: &clock[t..=t] }, 1, state);
-                let decoded = stepper.step(&column, clock[t], &mut slices);
+                let back: Vec<u16> = echo.chunks_exact(frames).map(|row| row[t]).collect();
+                let read = Columns { codes: &column, clock: &clock[t..=t], echoes: &back };
+                let (logits, next) = model.step(read, 1, state);
+                let read = Column { codes: &column, ticks: clock[t], echoes: &back };
+                let decoded = stepper.step(read, &mut slices);
                 state = next;
                 for k in 0..codebooks {
                     let expected = floats(&whole.logits[k].clone().narrow(0, t, 1));
@@ -112,9 +120,10 @@ fn streams_decoded_together_equal_streams_decoded_alone() {
     let (mut one, mut two) = (stepper.start(Some(&caption)), stepper.start(None));
     for t in 0..9 {
         let column = random_codes(&config, t, 2);
-        let ticks = 100 * t as u16;
-        let together = stepper.step(&column, ticks, &mut both);
-        let (a, b) = (stepper.step(&column, ticks, &mut one), stepper.step(&column, ticks, &mut two));
+        let echoes = random_codes(&config, 20 + t, 4);
+        let read = Column { codes: &column, ticks: 100 * t as u16, echoes: &echoes };
+        let together = stepper.step(read, &mut both);
+        let (a, b) = (stepper.step(read, &mut one), stepper.step(read, &mut two));
         for k in 0..2 {
             assert_close("first", &together[k][..40], &a[k], 1e-5);
             assert_close("second", &together[k][40..], &b[k], 1e-5);
@@ -129,12 +138,14 @@ fn text_padding_and_neighbours_in_the_batch_change_nothing() {
     let parameters = lively(&config, 9);
     let (short, long) = (noise(1, 2 * config.text_width), noise(2, 9 * config.text_width));
     let (codes, clock) = (random_codes(&config, 3, 2 * 2 * 10), clock(2, 10));
+    let echo = echoes(&config, &codes, &clock, 2);
     let alone = |text: Option<&[f32]>, clip: usize, length: usize| {
         let (codes, clock) = (&codes[20 * clip..20 * (clip + 1)], &clock[10 * clip..10 * (clip + 1)]);
+        let echoes = &echo[40 * clip..40 * (clip + 1)];
         let bound = parameters.bind(&device);
         let model = Lm::new(&config, &bound);
         let batch = TextBatch::padded(&config, &[text], length);
-        let output = model.forward_with_text(&batch, Columns { codes, clock }, &mut Dropout::off());
+        let output = model.forward_with_text(&batch, Columns { codes, clock, echoes }, &mut Dropout::off());
         let values: Vec<Vec<f32>> = output.logits.iter().map(floats).collect();
         let targets = Targets { codes, tempo: &[3], batch: 1 };
         let loss = loss(&config, &LossConfig::default(), &output, targets);
@@ -152,7 +163,7 @@ fn text_padding_and_neighbours_in_the_batch_change_nothing() {
     }
     let model = Lm::new(&config, &parameters.bind(&Device::flex()));
     let batch = TextBatch::new(&config, &[Some(&short), Some(&long)]);
-    let columns = Columns { codes: &codes, clock: &clock };
+    let columns = Columns { codes: &codes, clock: &clock, echoes: &echo };
     let both = model.forward_with_text(&batch, columns, &mut Dropout::off()).logits;
     let (first, _) = alone(Some(&short), 0, 0);
     let (second, _) = alone(Some(&long), 1, 0);
@@ -171,7 +182,9 @@ fn a_dropped_caption_trains_the_null_text_and_nothing_of_the_text_path() {
     for caption in [None, Some(text.as_slice())] {
         let bound = parameters.bind(&Device::flex().autodiff());
         let model = Lm::new(&config, &bound);
-        let columns = Columns { codes: &codes, clock: &clock(1, 10) };
+        let clock = clock(1, 10);
+        let echo = random_codes(&config, 5, 2 * 10);
+        let columns = Columns { codes: &codes, clock: &clock, echoes: &echo };
         let output = model.forward_with_text(&TextBatch::new(&config, &[caption]), columns, &mut Dropout::off());
         let targets = Targets { codes: &codes, tempo: &[0], batch: 1 };
         let total = loss(&config, &LossConfig::default(), &output, targets).total;
@@ -184,6 +197,7 @@ fn a_dropped_caption_trains_the_null_text_and_nothing_of_the_text_path() {
         assert_eq!(moved("condition_linear.weight"), caption.is_some());
         assert!(moved("embedding.0.weight") && moved("same_again.0.weight") && moved("codec_head.0"));
         assert!(moved("clock.weight") && moved("tempo_head.weight") && moved("told.weight"));
+        assert!(moved("echo.1.weight") && moved("echo_gate.0.weight") && moved("echo_gate.0.bias"));
     }
 }
 
@@ -192,7 +206,9 @@ fn loss_ignores_specials_and_counts_codes() {
     let config = config(Head::Free, 2);
     let model = Lm::new(&config, &lively(&config, 1).bind(&Device::flex()));
     let codes = random_codes(&config, 3, 2 * 6);
-    let columns = Columns { codes: &codes, clock: &clock(1, 6) };
+    let clock = clock(1, 6);
+    let echo = echoes(&config, &codes, &clock, 1);
+    let columns = Columns { codes: &codes, clock: &clock, echoes: &echo };
     let output = model.forward_with_text(&TextBatch::new(&config, &[None]), columns, &mut Dropout::off());
     let targets = [1, 2, 40, 3, 4, 5, 40, 40, 6, 7, 8, 9];
     let options = LossConfig { label_smoothing: 0.1, level_weights: vec![3.0, 1.0], tempo_weight: 0.5 };
@@ -221,7 +237,7 @@ fn loss_ignores_specials_and_counts_codes() {
 }
 
 fn sampling() -> Sampling {
-    Sampling { top_p: 1.0, hold_penalty: 0.5, tempo: Some(120.0), window: 30, keep: 9, ..Sampling::default() }
+    Sampling { top_p: 1.0, hold_penalty: 0.5, tempo: Some(TEMPO), window: 30, keep: 9, ..Sampling::default() }
 }
 
 #[test]
@@ -244,6 +260,8 @@ fn generation_repeats_by_seed_never_yields_specials_and_keeps_its_size() {
 fn a_tempo_is_drawn_by_seed_from_the_text_or_taken_as_given() {
     let config = config(Head::Tied, 1);
     let mut parameters = lively(&config, 4);
+    let head = parameters.list_mut().iter_mut().find(|parameter| parameter.name == "tempo_head.weight").unwrap();
+    head.values.fill(0.0);
     let bias = parameters.list_mut().iter_mut().find(|parameter| parameter.name == "tempo_head.bias").unwrap();
     (bias.values[0], bias.values[20], bias.values[30]) = (30.0, 30.0, 30.0);
     let stepper = Arc::new(Stepper::new(&config, &parameters));
@@ -254,7 +272,8 @@ fn a_tempo_is_drawn_by_seed_from_the_text_or_taken_as_given() {
     let drawn: Vec<Option<f32>> = (0..20).map(|seed| tempo(None, seed)).collect();
     assert_eq!(drawn, (0..20).map(|seed| tempo(None, seed)).collect::<Vec<_>>());
     for class in [0, 20, 30] {
-        assert!(drawn.contains(&mambo_model::clock::tempo_of_class(class)), "class {class} of {drawn:?}");
+        let expected = tempo_of_class(class).map(|tempo| whole_frames(tempo, FRAME_RATE));
+        assert!(drawn.contains(&expected), "class {class} of {drawn:?}");
     }
     assert_eq!(tempo(Some(0.0), 1), None);
     assert_eq!(tempo(Some(140.0), 1), Some(140.0));
@@ -267,17 +286,18 @@ fn generated_frames_score_as_the_columns_that_were_read() {
     let parameters = lively(&config, 6);
     let stepper = Arc::new(Stepper::new(&config, &parameters));
     let greedy = Sampling { temperature: 0.0, guidance: 1.0, hold_penalty: 0.0, window: 0, keep: 0, ..sampling() };
-    let frames: Vec<_> = Generator::new(stepper, FRAME_RATE, None, &greedy, 1).unwrap().take(12).collect();
+    let frames: Vec<_> = Generator::new(stepper, FRAME_RATE, None, &greedy, 1).unwrap().take(40).collect();
     let codes: Vec<u16> = (0..3).flat_map(|k| frames.iter().map(move |frame| frame[k])).collect();
-    let delayed = config.pattern().apply(&codes, 12, 40);
-    let columns = 14;
+    let delayed = config.pattern().apply(&codes, 40, 40);
+    let columns = 42;
     let model = Lm::new(&config, &parameters.bind(&Device::flex()));
-    let mut inputs = vec![40; 3 * 12];
+    let mut inputs = vec![40; 3 * 40];
     for k in 0..3 {
-        inputs[k * 12 + 1..(k + 1) * 12].copy_from_slice(&delayed[k * columns..k * columns + 11]);
+        inputs[k * 40 + 1..(k + 1) * 40].copy_from_slice(&delayed[k * columns..k * columns + 39]);
     }
-    let clock: Vec<u16> = (0..12).map(|t| Metronome::new(Some(120.0), FRAME_RATE).at(t)).collect();
-    let read = Columns { codes: &inputs, clock: &clock };
+    let clock: Vec<u16> = (0..40).map(|t| Metronome::new(Some(TEMPO), FRAME_RATE).at(t)).collect();
+    let echo = echoes(&config, &inputs, &clock, 1);
+    let read = Columns { codes: &inputs, clock: &clock, echoes: &echo };
     let logits = model.forward_with_text(&TextBatch::new(&config, &[None]), read, &mut Dropout::off()).logits;
     for k in 0..3 {
         for (t, row) in floats(&logits[k]).chunks(40).enumerate().skip(k) {

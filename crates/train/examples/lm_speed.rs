@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use mambo_model::backbone::Dropout;
-use mambo_model::clock::NO_BEAT;
+use mambo_model::clock::Metronome;
 use mambo_model::generate::Generator;
-use mambo_model::lm::{Columns, Lm, Targets, TextBatch, loss};
+use mambo_model::lm::{Columns, Lm, Targets, TextBatch, echoes, loss};
 use mambo_model::ops::{MatrixPrecision, with_precision};
 use mambo_model::parameters::Initialiser;
 use mambo_model::random;
@@ -38,7 +38,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|_| random::below(&mut rng, config.cardinality) as u16)
         .collect();
     let caption: Vec<f32> = (0..20 * config.text_width).map(|_| random::normal(&mut rng)).collect();
-    let clock = vec![NO_BEAT; train.batch * frames];
+    let metronome = Metronome::new(Some(120.0), 21.5);
+    let clock: Vec<u16> = (0..train.batch).flat_map(|_| (0..frames as u64).map(|frame| metronome.at(frame))).collect();
+    let echoes = echoes(&config, &codes, &clock, train.batch);
     let mut optimizer = Optimizer::new(&experiment.optim, &parameters, steps);
     let device = Device::flex().autodiff();
     for step in 0..steps {
@@ -48,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let precision = if train.bf16 { MatrixPrecision::Bf16 } else { MatrixPrecision::F32 };
         let text = TextBatch::new(&config, &vec![Some(caption.as_slice()); train.batch]);
         let mut dropout = Dropout::new(train.dropout, random::stream(1, "dropout", step));
-        let columns = Columns { codes: &codes, clock: &clock };
+        let columns = Columns { codes: &codes, clock: &clock, echoes: &echoes };
         let output = with_precision(precision, || model.forward_with_text(&text, columns, &mut dropout));
         let tempo = vec![0; train.batch];
         let targets = Targets { codes: &codes, tempo: &tempo, batch: train.batch };

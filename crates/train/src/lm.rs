@@ -155,12 +155,14 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
             corrupt(&config, &mut sequence, train.input_corruption, &mut random::stream(seed, "corrupt", index));
             hold(&config, &mut sequence, train.held_inputs, &mut random::stream(seed, "hold", index));
             let text = captions(&config, &batch, train.caption_dropout, &mut random::stream(seed, "caption", index));
+            sequence.listen_back(&config);
             if train.own_inputs > 0.0 {
                 let model = Lm::new(&config, &parameters.bind(&Device::flex()));
                 let forward = || model.forward_with_text(&text, sequence.columns(), &mut Dropout::off()).logits;
                 let logits = with_precision(precision, forward);
                 let mut rng = random::stream(seed, "own", index);
                 own(&config, &mut sequence, &logits, train.own_inputs, &mut rng);
+                sequence.listen_back(&config);
             }
             let mut dropout = Dropout::new(train.dropout, random::stream(seed, "dropout", index));
             let bound = parameters.bind(&device);
@@ -349,15 +351,21 @@ fn with_codec(
     Ok((config, values))
 }
 
-/// Random weights, or those of the model folder that the experiment names. The beat clock and the text in every frame
-/// may be new: what the folder lacks of them starts fresh.
+/// Random weights, or those of the model folder that the experiment names. Clock, echoes and text in every frame may be
+/// new: what the folder lacks of them starts fresh.
 fn first_parameters(experiment: &LmExperiment, config: &LmConfig, vectors: &[f32]) -> Result<Parameters, TrainError> {
     let mut parameters = config.init(vectors, &mut Initialiser::seeded(experiment.seed))?;
     let Some(folder) = &experiment.start_from else { return Ok(parameters) };
     let (file, known) = LmFile::load(folder)?;
-    let (beat_clock, text_in_every_frame) = (file.model.beat_clock, file.model.text_in_every_frame);
-    let adds = beat_clock <= config.beat_clock && text_in_every_frame <= config.text_in_every_frame;
-    if !adds || file.model != (LmConfig { beat_clock, text_in_every_frame, ..config.clone() }) {
+    // The folder's model without what may be new, and ours without it.
+    let plain = |model: &LmConfig| LmConfig {
+        beat_clock: false,
+        echo_beats: Vec::new(),
+        text_in_every_frame: false,
+        ..model.clone()
+    };
+    let lacks = known.list().iter().any(|known| parameters.get(&known.name).is_none_or(|p| p.shape != known.shape));
+    if lacks || plain(&file.model) != plain(config) {
         return Err(TrainError::Setting {
             key: "start_from",
             found: format!("{} with other sizes", folder.display()),

@@ -2,7 +2,7 @@
 
 use mambo_data::batch::Batch;
 use mambo_model::clock;
-use mambo_model::lm::{Columns, LmConfig, Logits, Targets, TextBatch};
+use mambo_model::lm::{Columns, LmConfig, Logits, Targets, TextBatch, echoes};
 use mambo_model::random;
 use mambo_model::sampler::Sampling;
 use rand_chacha::ChaCha8Rng;
@@ -16,6 +16,8 @@ pub struct Sequence {
     pub targets: Vec<u16>,
     /// Beat clock of the frame that each column predicts for the first codebook, `[B, T]`.
     pub clock: Vec<u16>,
+    /// What stood at each lag of the model, `[B, lags, K, T]`: made of the inputs by [`Sequence::listen_back`].
+    pub echoes: Vec<u16>,
     /// Tempo class of each clip, `[B]`.
     pub tempo: Vec<usize>,
     /// Clips B.
@@ -39,13 +41,21 @@ pub fn arrange(config: &LmConfig, batch: &Batch, frame_rate: f64) -> Sequence {
     let tempo = (batch.clock_bt.chunks_exact(frames).zip(&batch.lengths_b))
         .map(|(clock, &length)| clock::tempo_class(clock::tempo(&clock[..length], frame_rate as f32)))
         .collect();
-    Sequence { inputs, targets, clock: batch.clock_bt.clone(), tempo, batch: clips }
+    let mut sequence =
+        Sequence { inputs, targets, clock: batch.clock_bt.clone(), echoes: Vec::new(), tempo, batch: clips };
+    sequence.listen_back(config);
+    sequence
 }
 
 impl Sequence {
+    /// Takes the echoes from the inputs as they are now: to be called when inputs were changed.
+    pub fn listen_back(&mut self, config: &LmConfig) {
+        self.echoes = echoes(config, &self.inputs, &self.clock, self.batch);
+    }
+
     /// What the model reads.
     pub fn columns(&self) -> Columns<'_> {
-        Columns { codes: &self.inputs, clock: &self.clock }
+        Columns { codes: &self.inputs, clock: &self.clock, echoes: &self.echoes }
     }
 
     /// What it should say.
@@ -165,6 +175,7 @@ mod tests {
             codec_width: 0,
             same_again: false,
             beat_clock: true,
+            echo_beats: vec![1],
             text_in_every_frame: false,
         }
     }

@@ -87,6 +87,7 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
             codec_width: 0,
             same_again: true,
             beat_clock: true,
+            echo_beats: vec![1],
             text_in_every_frame: true,
         },
         start_from: None,

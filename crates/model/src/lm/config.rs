@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::Simba;
-use crate::clock;
+use crate::clock::{self, CYCLE_BEATS};
 use crate::parameters::{Initialiser, Parameters, Role};
 use crate::ssm::Mamba2Config;
 use crate::tokens::DelayPattern;
@@ -63,6 +63,10 @@ pub struct LmConfig {
     /// The model hears the beat clock ([`crate::clock`]) and draws a tempo from the text.
     #[serde(default)]
     pub beat_clock: bool,
+    /// Lags in beats of the clock at which the model hears what it played: their codes are shown to every frame, and a
+    /// learned gate per codebook and lag raises their logits. Music repeats; a small state forgets how it went.
+    #[serde(default)]
+    pub echo_beats: Vec<u16>,
     /// Every frame is told the mean of the text prefix, so that long clips do not forget what they are about.
     #[serde(default)]
     pub text_in_every_frame: bool,
@@ -102,6 +106,15 @@ pub enum LmConfigError {
         expected: usize,
         /// Delays.
         found: usize,
+    },
+    /// Echoes need beats to count.
+    #[error("model.echo_beats needs model.beat_clock = true")]
+    EchoWithoutClock,
+    /// A lag that the clock's cycle does not hold.
+    #[error("model.echo_beats has {found}; give 1 to 15 beats")]
+    EchoBeats {
+        /// Lag in beats.
+        found: u16,
     },
     /// A size is out of all proportion.
     #[error("model.{name} = {found} must be at most 65535")]
@@ -152,6 +165,12 @@ impl LmConfig {
         }
         if !inner.is_multiple_of(self.head_dim) {
             return Err(LmConfigError::HeadDim { head_dim: self.head_dim, inner });
+        }
+        if !self.echo_beats.is_empty() && !self.beat_clock {
+            return Err(LmConfigError::EchoWithoutClock);
+        }
+        if let Some(&beats) = self.echo_beats.iter().find(|beats| !(1..CYCLE_BEATS).contains(*beats)) {
+            return Err(LmConfigError::EchoBeats { found: beats });
         }
         if self.delays.len() != self.codebooks {
             return Err(LmConfigError::Delays { expected: self.codebooks, found: self.delays.len() });
@@ -225,6 +244,9 @@ impl LmConfig {
         }
         if self.beat_clock {
             let (hands, classes) = (clock::FEATURES, clock::TEMPO_CLASSES);
+            for lag in 0..self.echo_beats.len() {
+                all.push(format!("echo.{lag}.weight"), &[width, width], Role::Decayed, draw.zeros(width * width));
+            }
             all.push("clock.weight", &[width, hands], Role::Decayed, draw.zeros(width * hands));
             all.push("tempo_head.weight", &[classes, width], Role::Decayed, draw.zeros(classes * width));
             all.push("tempo_head.bias", &[classes], Role::Free, vec![0.0; classes]);
@@ -276,6 +298,11 @@ impl LmConfig {
                 let count = self.codec_width * width;
                 all.push(format!("codec_embedding.{k}"), map, Role::Decayed, draw.normal(count, deviation));
                 all.push(format!("codec_head.{k}"), map, Role::Decayed, draw.zeros(count));
+            }
+            let lags = self.echo_beats.len();
+            if lags > 0 {
+                all.push(format!("echo_gate.{k}.weight"), &[lags, width], Role::Free, vec![0.0; lags * width]);
+                all.push(format!("echo_gate.{k}.bias"), &[lags], Role::Free, vec![0.0; lags]);
             }
             if self.same_again {
                 all.push(format!("same_again.{k}.weight"), &[1, width], Role::Free, vec![0.0; width]);
