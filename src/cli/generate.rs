@@ -49,6 +49,9 @@ pub struct GenerateArguments {
     /// Above 0 moves on sooner, below 0 holds longer.
     #[arg(long, allow_negative_numbers = true)]
     hold_penalty: Option<f32>,
+    /// Above 0 spreads over more codes, so that the music moves more.
+    #[arg(long, allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
     /// Above 0 repeats more of what was played one beat or bar before, below 0 less.
     #[arg(long, allow_negative_numbers = true)]
     echo: Option<f32>,
@@ -244,6 +247,7 @@ impl GenerateArguments {
         sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
         sampling.guidance = self.guidance.unwrap_or(sampling.guidance);
         sampling.hold_penalty = self.hold_penalty.unwrap_or(sampling.hold_penalty);
+        sampling.frequency_penalty = self.frequency_penalty.unwrap_or(sampling.frequency_penalty);
         sampling.echo = self.echo.unwrap_or(sampling.echo);
         sampling.tempo = self.tempo.or(sampling.tempo);
         let request = Request { prompt: prompt.to_owned(), seconds: self.seconds, seed, sampling, fade: self.fade };

@@ -289,6 +289,13 @@ impl Generator {
             if let Some(held) = conditional.get_mut(usize::from(before[k])) {
                 *held -= self.sampling.hold_penalty;
             }
+            let latest = self.sampling.keep;
+            let share = self.sampling.frequency_penalty / self.sampling.keep.max(1) as f32;
+            for column in self.columns.iter().rev().take(latest).filter(|_| share != 0.0) {
+                if let Some(heard) = conditional.get_mut(usize::from(column[k])) {
+                    *heard -= share;
+                }
+            }
             for echo in echoes.chunks_exact(before.len()) {
                 if let Some(heard) = conditional.get_mut(usize::from(echo[k])) {
                     *heard += self.sampling.echo;

@@ -23,6 +23,9 @@ pub struct Sampling {
     /// Subtracted from the logit of the code just drawn, per codebook. A small model that has held a tone for a while
     /// holds it for ever; this gives it a way out.
     pub hold_penalty: f32,
+    /// Subtracted from each code's logit, times the share of the latest frames (`keep` of them) that had it: a small model
+    /// that settles on a few codes never leaves them by itself.
+    pub frequency_penalty: f32,
     /// Added to the logits of the codes that stood at each lag of a model with echoes: above 0 repeats itself more.
     pub echo: f32,
     /// Tempo of the beat clock in beats a minute; 0 for music without a beat; absent: drawn from what the model reads in
@@ -44,6 +47,7 @@ impl Default for Sampling {
             top_p: 0.95,
             guidance: 2.0,
             hold_penalty: 0.0,
+            frequency_penalty: 0.0,
             echo: 0.0,
             tempo: None,
             window: 646,
@@ -67,6 +71,9 @@ pub enum SamplingError {
     /// The penalty is no number.
     #[error("hold-penalty {0} must be a finite number")]
     HoldPenalty(f32),
+    /// The penalty is no number.
+    #[error("frequency-penalty {0} must be a finite number")]
+    FrequencyPenalty(f32),
     /// The echo is no number.
     #[error("echo {0} must be a finite number")]
     Echo(f32),
@@ -99,6 +106,9 @@ impl Sampling {
         }
         if !self.hold_penalty.is_finite() {
             return Err(SamplingError::HoldPenalty(self.hold_penalty));
+        }
+        if !self.frequency_penalty.is_finite() {
+            return Err(SamplingError::FrequencyPenalty(self.frequency_penalty));
         }
         if !self.echo.is_finite() {
             return Err(SamplingError::Echo(self.echo));
@@ -220,6 +230,8 @@ mod tests {
         assert!(Sampling { temperature: f32::NAN, ..plain() }.validate(0).is_err());
         assert!(Sampling { top_p: 0.0, ..plain() }.validate(0).is_err());
         assert!(Sampling { hold_penalty: f32::INFINITY, ..plain() }.validate(0).is_err());
+        assert!(Sampling { echo: f32::NAN, ..plain() }.validate(0).is_err());
+        assert!(Sampling { frequency_penalty: f32::INFINITY, ..plain() }.validate(0).is_err());
         assert!(Sampling { tempo: Some(39.0), ..plain() }.validate(0).is_err());
         assert!(Sampling { tempo: Some(f32::NAN), ..plain() }.validate(0).is_err());
         assert!(Sampling { tempo: Some(0.0), ..plain() }.validate(0).is_ok());

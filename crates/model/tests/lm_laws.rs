@@ -257,6 +257,23 @@ fn generation_repeats_by_seed_never_yields_specials_and_keeps_its_size() {
 }
 
 #[test]
+fn a_frequency_penalty_spreads_over_more_codes_and_an_echo_repeats_a_beat() {
+    let config = config(Head::Tied, 2);
+    let stepper = Arc::new(Stepper::new(&config, &lively(&config, 4)));
+    let frames = |frequency_penalty, echo| -> Vec<u16> {
+        let sampling = Sampling { frequency_penalty, echo, hold_penalty: 0.0, guidance: 1.0, ..sampling() };
+        let frames = Generator::new(stepper.clone(), FRAME_RATE, None, &sampling, 1).unwrap();
+        frames.take(400).map(|frame| frame[0]).collect()
+    };
+    // How often the commonest code comes, and how often the code of a beat of 11 frames before comes again.
+    let commonest = |codes: &[u16]| (0..40).map(|code| codes.iter().filter(|&&c| c == code).count()).max().unwrap();
+    let repeats = |codes: &[u16]| codes.iter().zip(&codes[11..]).filter(|(a, b)| a == b).count();
+    let (plain, spread, echoed) = (frames(0.0, 0.0), frames(30.0, 0.0), frames(0.0, 3.0));
+    assert!(commonest(&spread) < commonest(&plain), "{} {}", commonest(&spread), commonest(&plain));
+    assert!(repeats(&echoed) > repeats(&plain) + 40, "{} {}", repeats(&echoed), repeats(&plain));
+}
+
+#[test]
 fn a_tempo_is_drawn_by_seed_from_the_text_or_taken_as_given() {
     let config = config(Head::Tied, 1);
     let mut parameters = lively(&config, 4);
