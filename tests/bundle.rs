@@ -67,3 +67,17 @@ fn prompts_from_a_file_make_numbered_clips() {
         assert_eq!(read(&clips.join(name)).unwrap().frames(), 6 * 44_100);
     }
 }
+
+#[test]
+fn a_tempo_is_kept_or_left_out_as_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut clips = Vec::new();
+    for (name, asked, expected) in [("140.wav", "140", Some(140.0)), ("none.wav", "0", None)] {
+        let (path, text) = file(folder.path(), name);
+        let output = generate(&["techno", "--seed", "1", "--tempo", asked, "-o", &text, "--json"]);
+        let made: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(made[0]["tempo"].as_f64(), expected);
+        clips.push(std::fs::read(path).unwrap());
+    }
+    assert_ne!(clips[0], clips[1]);
+}

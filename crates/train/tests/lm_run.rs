@@ -302,6 +302,17 @@ fn training_goes_on_from_another_model() {
     let outcome = go(&further, &folder.path().join("further"), None).unwrap();
     // Weights in the folder are f16.
     assert!((score(&outcome) - score(&trained)).abs() < 5e-3, "{} {}", score(&outcome), score(&trained));
+    // Clock, echoes and text in every frame may be added, and at first change nothing; taking them away is refused.
+    let mut plain = experiment(&shards, 60);
+    (plain.model.beat_clock, plain.model.text_in_every_frame) = (false, false);
+    plain.model.echo_beats.clear();
+    let trained = go(&plain, &folder.path().join("plain"), None).unwrap();
+    further.start_from = Some(folder.path().join("plain").join("last"));
+    let outcome = go(&further, &folder.path().join("added"), None).unwrap();
+    assert!((score(&outcome) - score(&trained)).abs() < 5e-3, "{} {}", score(&outcome), score(&trained));
+    (plain.train.steps, plain.start_from) = (1, Some(first.join("last")));
+    let message = go(&plain, &folder.path().join("taken"), None).unwrap_err().to_string();
+    assert!(message.contains("start_from"), "{message}");
     further.model.layers = 1;
     let message = go(&further, &folder.path().join("other"), None).unwrap_err().to_string();
     assert!(message.contains("start_from") && message.contains("sizes"), "{message}");

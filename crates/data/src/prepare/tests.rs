@@ -216,3 +216,18 @@ fn foreign_shards_and_wrong_options_are_refused() {
         assert!(matches!(run(&wrong, &AtomicUsize::new(0), usize::MAX), Err(DataError::Argument { .. })));
     }
 }
+
+#[test]
+fn the_clock_counts_the_beats_of_the_sound_and_none_in_a_tone() {
+    let codec = meter().spec;
+    let rate = codec.sample_rate as usize;
+    // A short burst of a high tone every half second.
+    let burst = |i: usize| 0.8 * (-((i % (rate / 2)) as f32) / 200.0).exp() * (i as f32 * 2.1).sin();
+    let beating: Vec<f32> = (0..20 * rate).map(burst).collect();
+    let frames = 20 * rate / codec.hop as usize;
+    let clock = clock_of(&beating, &codec, frames);
+    let tempo = clock::tempo(&clock, codec.frame_rate() as f32).unwrap();
+    assert!((tempo - 120.0).abs() < 2.0 && clock.len() == frames, "{tempo}");
+    let tone: Vec<f32> = (0..20 * rate).map(|i| (i as f32 * 0.2).sin()).collect();
+    assert_eq!(clock_of(&tone, &codec, frames), vec![clock::NO_BEAT; frames]);
+}
