@@ -4,6 +4,8 @@
 //! beats are tracked in the training music, and while generating a metronome of the tempo that the model drew from
 //! the text goes on for ever. Positions are kept in ticks, modulo sixteen beats (four bars of four).
 
+pub use mambo_audio::analysis::tempo::{FASTEST, SLOWEST};
+
 /// Beats after which the clock starts again.
 pub const CYCLE_BEATS: u16 = 16;
 /// Ticks of a beat.
@@ -18,10 +20,6 @@ pub const FEATURES: usize = 2 * CYCLES_A_BEAT.len() + 1;
 /// Frequencies of the hands: four bars, two bars, a bar, half a bar, a beat, an eighth, a sixteenth.
 const CYCLES_A_BEAT: [f32; 7] = [1.0 / 16.0, 1.0 / 8.0, 1.0 / 4.0, 1.0 / 2.0, 1.0, 2.0, 4.0];
 
-/// Slowest tempo that has a class of its own, in beats a minute.
-pub const SLOWEST: f32 = 40.0;
-/// Fastest tempo that has a class of its own, in beats a minute.
-pub const FASTEST: f32 = 240.0;
 /// Classes an octave of tempo: neighbours are 4.4 % apart.
 const CLASSES_AN_OCTAVE: f32 = 16.0;
 /// Tempo classes: no beat, then 40 to 240 beats a minute in equal ratios.

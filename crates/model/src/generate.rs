@@ -134,6 +134,8 @@ pub struct Generator {
     rng: ChaCha8Rng,
     tempo: Option<f32>,
     metronome: Metronome,
+    /// Frames of each of the model's echo lags; `None` without a beat.
+    lags: Vec<Option<usize>>,
     /// The state right after the text, to restart from.
     after_text: StepperState,
     state: StepperState,
@@ -164,10 +166,12 @@ impl Generator {
             None => draw_tempo(&stepper, &state, sampling.guidance, seed)
                 .map(|tempo| whole_frames(tempo, frames_per_second)),
         };
+        let metronome = Metronome::new(tempo, frames_per_second);
         Ok(Self {
             sampling: sampling.clone(),
             tempo,
-            metronome: Metronome::new(tempo, frames_per_second),
+            lags: stepper.config().echo_beats.iter().map(|&beats| metronome.frames_in(beats)).collect(),
+            metronome,
             rng: random::stream(seed, "sample", 0),
             after_text: state.clone(),
             state,
@@ -202,25 +206,23 @@ impl Generator {
             let column = (0..self.pattern.codebooks()).map(|k| delayed[k * columns + t]).collect();
             self.restart_if_due();
             let before = self.previous();
-            let echoes = self.echoes(self.columns.len());
-            let read = Column { codes: &before, ticks: self.metronome.at(self.made as u64), echoes: &echoes };
-            self.stepper.feed(read, &mut self.state);
+            let (ticks, echoes) = self.beats_at(self.columns.len());
+            self.stepper.feed(Column { codes: &before, ticks, echoes: &echoes }, &mut self.state);
             self.accept(column);
         }
     }
 
-    /// What stood at each lag before place `at` of the latest columns, `[lags, K]`.
-    fn echoes(&self, at: usize) -> Vec<u16> {
+    /// Beat clock of place `at` of the latest columns, and what stood at each lag before it, `[lags, K]`.
+    fn beats_at(&self, at: usize) -> (u16, Vec<u16>) {
         let config = self.stepper.config();
-        let mut out = Vec::with_capacity(config.echo_beats.len() * config.codebooks);
-        for &beats in &config.echo_beats {
-            let before = self.metronome.frames_in(beats).and_then(|frames| self.columns.get(at.checked_sub(frames)?));
-            match before {
-                Some(column) => out.extend_from_slice(column),
-                None => out.resize(out.len() + config.codebooks, config.special()),
+        let mut echoes = Vec::with_capacity(self.lags.len() * config.codebooks);
+        for lag in &self.lags {
+            match lag.and_then(|frames| self.columns.get(at.checked_sub(frames)?)) {
+                Some(column) => echoes.extend_from_slice(column),
+                None => echoes.resize(echoes.len() + config.codebooks, config.special()),
             }
         }
-        out
+        (self.metronome.at((self.made - self.columns.len() + at) as u64), echoes)
     }
 
     fn start_column(&self) -> Vec<u16> {
@@ -238,8 +240,7 @@ impl Generator {
         self.columns.push_back(column);
         self.read += 1;
         self.made += 1;
-        let lags = &self.stepper.config().echo_beats;
-        let farthest = lags.iter().filter_map(|&beats| self.metronome.frames_in(beats)).max().unwrap_or(0);
+        let farthest = self.lags.iter().flatten().copied().max().unwrap_or(0);
         let enough = self.sampling.keep.max(self.pattern.longest() + 1).max(farthest);
         while self.columns.len() > enough {
             self.columns.pop_front();
@@ -257,10 +258,8 @@ impl Generator {
         let kept = self.columns.len().min(self.sampling.keep);
         let oldest = self.columns.len() - kept;
         let mut before = self.start_column();
-        let first = self.made - kept;
         for (at, column) in self.columns.iter().skip(oldest).enumerate() {
-            let echoes = self.echoes(oldest + at);
-            let ticks = self.metronome.at((first + at) as u64);
+            let (ticks, echoes) = self.beats_at(oldest + at);
             self.stepper.feed(Column { codes: &before, ticks, echoes: &echoes }, &mut self.state);
             before.clone_from(column);
             for (k, code) in before.iter_mut().enumerate() {
@@ -275,9 +274,8 @@ impl Generator {
     fn next_column(&mut self) -> Vec<u16> {
         self.restart_if_due();
         let before = self.previous();
-        let echoes = self.echoes(self.columns.len());
-        let read = Column { codes: &before, ticks: self.metronome.at(self.made as u64), echoes: &echoes };
-        let mut logits = self.stepper.step(read, &mut self.state);
+        let (ticks, echoes) = self.beats_at(self.columns.len());
+        let mut logits = self.stepper.step(Column { codes: &before, ticks, echoes: &echoes }, &mut self.state);
         let codes = self.stepper.config().cardinality;
         let special = self.stepper.config().special();
         let mut column = Vec::with_capacity(logits.len());
@@ -289,11 +287,12 @@ impl Generator {
             if let Some(held) = conditional.get_mut(usize::from(before[k])) {
                 *held -= self.sampling.hold_penalty;
             }
-            let latest = self.sampling.keep;
-            let share = self.sampling.frequency_penalty / self.sampling.keep.max(1) as f32;
-            for column in self.columns.iter().rev().take(latest).filter(|_| share != 0.0) {
-                if let Some(heard) = conditional.get_mut(usize::from(column[k])) {
-                    *heard -= share;
+            if self.sampling.frequency_penalty != 0.0 {
+                let share = self.sampling.frequency_penalty / self.sampling.keep.max(1) as f32;
+                for column in self.columns.iter().rev().take(self.sampling.keep) {
+                    if let Some(heard) = conditional.get_mut(usize::from(column[k])) {
+                        *heard -= share;
+                    }
                 }
             }
             for echo in echoes.chunks_exact(before.len()) {

@@ -155,14 +155,12 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
             corrupt(&config, &mut sequence, train.input_corruption, &mut random::stream(seed, "corrupt", index));
             hold(&config, &mut sequence, train.held_inputs, &mut random::stream(seed, "hold", index));
             let text = captions(&config, &batch, train.caption_dropout, &mut random::stream(seed, "caption", index));
-            sequence.listen_back(&config);
             if train.own_inputs > 0.0 {
                 let model = Lm::new(&config, &parameters.bind(&Device::flex()));
                 let forward = || model.forward_with_text(&text, sequence.columns(), &mut Dropout::off()).logits;
                 let logits = with_precision(precision, forward);
                 let mut rng = random::stream(seed, "own", index);
                 own(&config, &mut sequence, &logits, train.own_inputs, &mut rng);
-                sequence.listen_back(&config);
             }
             let mut dropout = Dropout::new(train.dropout, random::stream(seed, "dropout", index));
             let bound = parameters.bind(&device);

@@ -16,15 +16,16 @@ pub struct Sequence {
     pub targets: Vec<u16>,
     /// Beat clock of the frame that each column predicts for the first codebook, `[B, T]`.
     pub clock: Vec<u16>,
-    /// What stood at each lag of the model, `[B, lags, K, T]`: made of the inputs by [`Sequence::listen_back`].
-    pub echoes: Vec<u16>,
+    /// What stood at each lag of the model, `[B, lags, K, T]`; follows the inputs.
+    echoes: Vec<u16>,
     /// Tempo class of each clip, `[B]`.
     pub tempo: Vec<usize>,
     /// Clips B.
     pub batch: usize,
 }
 
-/// Staggers the codes; `frame_rate` is the codec's. Columns stop with the clip, as at generation there is no end to announce.
+/// Staggers the codes; `frame_rate` is the codec's. Columns stop with the clip, as at generation there is no end to
+/// announce.
 pub fn arrange(config: &LmConfig, batch: &Batch, frame_rate: f64) -> Sequence {
     let (books, special) = (config.codebooks, config.special());
     let clips = batch.lengths_b.len();
@@ -48,8 +49,8 @@ pub fn arrange(config: &LmConfig, batch: &Batch, frame_rate: f64) -> Sequence {
 }
 
 impl Sequence {
-    /// Takes the echoes from the inputs as they are now: to be called when inputs were changed.
-    pub fn listen_back(&mut self, config: &LmConfig) {
+    /// Takes the echoes from the inputs as they are now.
+    fn listen_back(&mut self, config: &LmConfig) {
         self.echoes = echoes(config, &self.inputs, &self.clock, self.batch);
     }
 
@@ -83,6 +84,7 @@ pub fn corrupt(config: &LmConfig, sequence: &mut Sequence, rate: f32, rng: &mut 
             sequence.inputs[at] = code;
         }
     }
+    sequence.listen_back(config);
 }
 
 /// Longest stretch that [`hold`] makes, in frames (0.4 s at 21.5 Hz): longer ones teach it to let the rhythm go.
@@ -113,6 +115,7 @@ pub fn hold(config: &LmConfig, sequence: &mut Sequence, rate: f32, rng: &mut Cha
             at = end;
         }
     }
+    sequence.listen_back(config);
 }
 
 /// Replaces each input code with probability `rate` by one drawn from the model's own `logits` for it, so that the model
@@ -134,6 +137,7 @@ pub fn own(config: &LmConfig, sequence: &mut Sequence, logits: &Logits, rate: f3
             }
         }
     }
+    sequence.listen_back(config);
 }
 
 /// The captions of a batch; each is dropped with probability `dropout` in favour of the null text.

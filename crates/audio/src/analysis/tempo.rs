@@ -3,8 +3,10 @@
 
 use super::onset::OnsetEnvelope;
 
-const SLOWEST: f32 = 40.0;
-const FASTEST: f32 = 240.0;
+/// Slowest beat that is looked for, in beats a minute.
+pub const SLOWEST: f32 = 40.0;
+/// Fastest beat that is looked for, in beats a minute.
+pub const FASTEST: f32 = 240.0;
 const PREFERRED: f32 = 120.0;
 /// Standard deviation of the preference, in octaves.
 const PREFERENCE_OCTAVES: f32 = 0.9;

@@ -84,7 +84,7 @@ impl<'a> Checker<'a> {
         Ok(start..start + view.data().len())
     }
 
-    fn u32s(&self, name: &str, range: &Range<usize>) -> Result<&'a [u32], DataError> {
+    fn values<T: bytemuck::Pod>(&self, name: &str, range: &Range<usize>) -> Result<&'a [T], DataError> {
         bytemuck::try_cast_slice(&self.bytes[range.clone()])
             .map_err(|error| self.fail(format!("tensor `{name}` at an aligned place"), error.to_string()))
     }
@@ -154,37 +154,34 @@ impl Shard {
         let text_offsets = check.tensor("text_offsets", Dtype::U32, &[Some(header.captions.len() + 1)])?;
         let text_states = check.tensor("text_states", Dtype::F16, &[None, Some(spec.text_width)])?;
 
-        let length_values = check.u32s("lengths", &lengths)?;
+        let length_values = check.values("lengths", &lengths)?;
         check.check_below("lengths", length_values, spec.frames + 1)?;
         if length_values.contains(&0) {
             return Err(check.fail("items of at least one frame", "an empty item"));
         }
-        check.check_below("track", check.u32s("track", &track)?, header.tracks.len())?;
-        check.u32s("segment", &segment)?;
-        check.u32s("version", &version)?;
-        check.check_below("caption_index", check.u32s("caption_index", &caption_index)?, header.captions.len())?;
+        check.check_below("track", check.values("track", &track)?, header.tracks.len())?;
+        check.values::<u32>("segment", &segment)?;
+        check.values::<u32>("version", &version)?;
+        check.check_below("caption_index", check.values("caption_index", &caption_index)?, header.captions.len())?;
         check.check_offsets(
             "caption_offsets",
-            check.u32s("caption_offsets", &caption_offsets)?,
+            check.values("caption_offsets", &caption_offsets)?,
             caption_index.len() / 4,
         )?;
         check.check_offsets(
             "text_offsets",
-            check.u32s("text_offsets", &text_offsets)?,
+            check.values("text_offsets", &text_offsets)?,
             text_states.len() / 2 / spec.text_width,
         )?;
-        let code_values: &[u16] = bytemuck::try_cast_slice(&map[codes.clone()])
-            .map_err(|error| check.fail("codes at an aligned place", error.to_string()))?;
+        let code_values: &[u16] = check.values("codes", &codes)?;
         if let Some(code) = code_values.iter().find(|&&code| usize::from(code) >= spec.codec.cardinality) {
             return Err(check.fail(format!("codes below {}", spec.codec.cardinality), code.to_string()));
         }
-        let positions: &[u16] = bytemuck::try_cast_slice(&map[clock.clone()])
-            .map_err(|error| check.fail("a beat clock at an aligned place", error.to_string()))?;
+        let positions: &[u16] = check.values("clock", &clock)?;
         if let Some(position) = positions.iter().find(|&&position| !is_position(position)) {
             return Err(check.fail(format!("positions below {CYCLE_TICKS} in `clock`"), position.to_string()));
         }
-        let state_values: &[f16] = bytemuck::try_cast_slice(&map[text_states.clone()])
-            .map_err(|error| check.fail("text states at an aligned place", error.to_string()))?;
+        let state_values: &[f16] = check.values("text_states", &text_states)?;
         if state_values.iter().any(|value| !value.is_finite()) {
             return Err(check.fail("finite text states", "a NaN or an infinity"));
         }
