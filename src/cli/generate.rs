@@ -12,6 +12,7 @@ use mambo_audio::{AudioClip, AudioFormat, AudioWriter};
 use mambo_model::bundle::{Bundle, Request};
 use serde::Serialize;
 
+use super::sampling::SamplingArguments;
 use super::{player, print, print_json};
 
 /// Set by Ctrl-C: the clip in the making is faded out and kept, later ones are not begun.
@@ -34,30 +35,8 @@ pub struct GenerateArguments {
     /// Same seed, same bytes; a clip's number is added to it. Random when left out, and printed.
     #[arg(long)]
     seed: Option<u64>,
-    /// Above 1 is bolder, below 1 safer; 0 always takes the likeliest code.
-    #[arg(long)]
-    temperature: Option<f32>,
-    /// Draw among this many likeliest codes; 0 for all.
-    #[arg(long)]
-    top_k: Option<usize>,
-    /// Draw among the fewest codes that together reach this probability; 1 for all.
-    #[arg(long)]
-    top_p: Option<f32>,
-    /// How strictly the prompt is followed; 1 is plain, 0 ignores it.
-    #[arg(long)]
-    guidance: Option<f32>,
-    /// Above 0 moves on sooner, below 0 holds longer.
-    #[arg(long, allow_negative_numbers = true)]
-    hold_penalty: Option<f32>,
-    /// Above 0 spreads over more codes, so that the music moves more.
-    #[arg(long, allow_negative_numbers = true)]
-    frequency_penalty: Option<f32>,
-    /// Above 0 repeats more of what was played one beat or bar before, below 0 less.
-    #[arg(long, allow_negative_numbers = true)]
-    echo: Option<f32>,
-    /// Beats a minute, 40 to 240; 0 for music without a beat; by default what the prompt suggests.
-    #[arg(long, value_name = "BPM")]
-    tempo: Option<f32>,
+    #[command(flatten)]
+    sampling: SamplingArguments,
     /// Clips for each prompt.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     count: u32,
@@ -73,6 +52,9 @@ pub struct GenerateArguments {
     /// Seconds of fade-out.
     #[arg(long, default_value_t = 2.0, value_parser = fade)]
     fade: f64,
+    /// Leave loud and quiet parts as the model makes them, instead of drawing them together.
+    #[arg(long)]
+    keep_dynamics: bool,
     /// Play while it is made.
     #[arg(long)]
     play: bool,
@@ -241,16 +223,15 @@ impl GenerateArguments {
 
     fn make(&self, bundle: &Bundle, prompt: &str, seed: u64, target: &Path) -> Result<Made> {
         let started = Instant::now();
-        let mut sampling = bundle.language().file.sampling.clone();
-        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
-        sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
-        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
-        sampling.guidance = self.guidance.unwrap_or(sampling.guidance);
-        sampling.hold_penalty = self.hold_penalty.unwrap_or(sampling.hold_penalty);
-        sampling.frequency_penalty = self.frequency_penalty.unwrap_or(sampling.frequency_penalty);
-        sampling.echo = self.echo.unwrap_or(sampling.echo);
-        sampling.tempo = self.tempo.or(sampling.tempo);
-        let request = Request { prompt: prompt.to_owned(), seconds: self.seconds, seed, sampling, fade: self.fade };
+        let sampling = self.sampling.over(&bundle.language().file.sampling);
+        let request = Request {
+            prompt: prompt.to_owned(),
+            seconds: self.seconds,
+            seed,
+            sampling,
+            fade: self.fade,
+            even: !self.keep_dynamics,
+        };
         let rate = bundle.sample_rate();
         let standard_output = target.as_os_str() == "-";
         let mut writer = if standard_output {

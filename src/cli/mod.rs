@@ -6,6 +6,7 @@ mod generate;
 mod inspect;
 mod player;
 mod prepare;
+mod sampling;
 mod train;
 
 use std::io::Write;

@@ -159,8 +159,14 @@ fn sample(model: &LanguageModel, codec: &Path, text: &Path, prompt: &str, file: 
         std::fs::create_dir_all(folder)?;
     }
     let bundle = Bundle::new(model.clone(), HouseCodec::load(codec)?, MiniLm::load(text)?);
-    let request =
-        Request { prompt: prompt.to_owned(), seconds: 10.0, seed: 0, sampling: model.file.sampling.clone(), fade: 1.0 };
+    let request = Request {
+        prompt: prompt.to_owned(),
+        seconds: 10.0,
+        seed: 0,
+        sampling: model.file.sampling.clone(),
+        fade: 1.0,
+        even: true,
+    };
     let mut writer = AudioWriter::create(file, AudioFormat::Wav16, bundle.sample_rate(), 1, true)?;
     for block in bundle.clip(&request)? {
         writer.write(&AudioClip::from_mono(block, bundle.sample_rate()))?;

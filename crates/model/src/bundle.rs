@@ -1,12 +1,12 @@
 //! A model folder that makes music by itself: text encoder, language model, codec, and the one path through them.
 //!
-//! Text -> states -> frames (on a thread of its own) -> codec stream -> limiter -> fade-out. Nothing here grows with
+//! Text -> states -> frames (on a thread of its own) -> codec stream -> master -> fade-out. Nothing here grows with
 //! the length of the clip, and samples come out while later ones are still being made.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use mambo_audio::limiter::Limiter;
+use mambo_audio::master::Master;
 
 use crate::codec::{Codec, HouseCodec, HouseError, HouseStream};
 use crate::generate::{LanguageModel, LmFolderError};
@@ -17,8 +17,6 @@ use crate::tokens::CodecSpec;
 
 /// Frames made ahead of the decoder.
 const AHEAD: usize = 256;
-/// Ceiling of true peaks, dBFS.
-const CEILING: f32 = -1.0;
 
 /// Why a model folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +66,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Length of the fade-out in seconds.
     pub fade: f64,
+    /// Draw the loudness together; see [`mambo_audio::leveller`].
+    pub even: bool,
 }
 
 /// A model folder, opened.
@@ -150,7 +150,7 @@ impl Bundle {
         Ok(Clip {
             frames: receiver,
             stream: Some(self.codec.stream(self.language.file.model.codebooks, request.seed)),
-            limiter: Some(Limiter::new(self.sample_rate(), CEILING)),
+            master: Some(Master::new(self.sample_rate(), request.even)),
             tempo,
             total: samples,
             left: samples,
@@ -166,7 +166,7 @@ impl Bundle {
 pub struct Clip<'a> {
     frames: Receiver<Vec<u16>>,
     stream: Option<HouseStream<'a>>,
-    limiter: Option<Limiter>,
+    master: Option<Master>,
     tempo: Option<f32>,
     total: usize,
     left: usize,
@@ -199,8 +199,8 @@ impl Clip<'_> {
     }
 
     fn take(&mut self, samples: Vec<f32>) {
-        if let Some(limiter) = &mut self.limiter {
-            self.held.extend(limiter.push(&samples));
+        if let Some(master) = &mut self.master {
+            self.held.extend(master.push(&samples));
         }
     }
 
@@ -233,8 +233,8 @@ impl Iterator for Clip<'_> {
         if let Some(stream) = self.stream.take() {
             let rest = stream.finish();
             self.take(rest);
-            if let Some(limiter) = self.limiter.take() {
-                self.held.extend(limiter.finish());
+            if let Some(master) = self.master.take() {
+                self.held.extend(master.finish());
             }
             self.held.truncate(self.left);
             let from = self.held.len().saturating_sub(self.fade);

@@ -14,7 +14,7 @@ use crate::clock::{Metronome, TEMPO_CLASSES, tempo_of_class, whole_frames};
 use crate::lm::{LmConfig, LmConfigError};
 use crate::parameters::{Parameters, Precision, WriteError, write_atomically};
 use crate::random;
-use crate::sampler::{Sampling, SamplingError, guide};
+use crate::sampler::{Guidance, Sampling, SamplingError, blend};
 use crate::stepper::{Column, Stepper, StepperState};
 use crate::tokens::{CodecSpec, DelayPattern};
 use crate::weights::WeightsError;
@@ -136,9 +136,11 @@ pub struct Generator {
     metronome: Metronome,
     /// Frames of each of the model's echo lags; `None` without a beat.
     lags: Vec<Option<usize>>,
-    /// The state right after the text, to restart from.
-    after_text: StepperState,
+    /// What to restart from: the state right after the text or, once it has been read, after the opening.
+    anchor: StepperState,
     state: StepperState,
+    /// Weight of each stream of the state.
+    weights: Vec<f32>,
     /// Columns read since the last start.
     read: usize,
     /// Latest columns, newest last: enough for a restart and for the delay pattern.
@@ -158,14 +160,13 @@ impl Generator {
     ) -> Result<Self, SamplingError> {
         let pattern = stepper.config().pattern();
         sampling.validate(pattern.longest())?;
-        let conditional = stepper.start(text);
-        let guided = text.is_some() && sampling.guidance != 1.0;
-        let state = if guided { conditional.join(stepper.start(None)) } else { conditional };
         let tempo = match sampling.tempo {
             Some(tempo) => (tempo > 0.0).then_some(tempo),
-            None => draw_tempo(&stepper, &state, sampling.guidance, seed)
-                .map(|tempo| whole_frames(tempo, frames_per_second)),
+            None => draw_tempo(&stepper, text, sampling, seed).map(|tempo| whole_frames(tempo, frames_per_second)),
         };
+        let with_beat = tempo.is_some() && stepper.config().beat_clock;
+        let guidance = Guidance::new(sampling, text.is_some(), with_beat);
+        let (state, weights) = streams(&stepper, text, guidance);
         let metronome = Metronome::new(tempo, frames_per_second);
         Ok(Self {
             sampling: sampling.clone(),
@@ -173,8 +174,9 @@ impl Generator {
             lags: stepper.config().echo_beats.iter().map(|&beats| metronome.frames_in(beats)).collect(),
             metronome,
             rng: random::stream(seed, "sample", 0),
-            after_text: state.clone(),
+            anchor: state.clone(),
             state,
+            weights,
             read: 0,
             columns: VecDeque::new(),
             made: 0,
@@ -191,7 +193,7 @@ impl Generator {
     /// Bytes of everything that grows or could grow: the same after a minute and after an hour.
     pub fn state_bytes(&self) -> usize {
         let columns: usize = self.columns.iter().map(|column| 2 * column.len()).sum();
-        self.state.bytes() + self.after_text.bytes() + columns
+        self.state.bytes() + self.anchor.bytes() + columns
     }
 
     /// Starts from `frames` (row-major `[K, T]`) as if they had just been generated.
@@ -240,35 +242,44 @@ impl Generator {
         self.columns.push_back(column);
         self.read += 1;
         self.made += 1;
+        if self.made == self.sampling.opening {
+            self.anchor.clone_from(&self.state);
+        }
         let farthest = self.lags.iter().flatten().copied().max().unwrap_or(0);
-        let enough = self.sampling.keep.max(self.pattern.longest() + 1).max(farthest);
+        let enough = (self.sampling.keep + 1).max(self.pattern.longest() + 1).max(farthest);
+        let enough =
+            if self.sampling.frequency_penalty == 0.0 { enough } else { enough.max(self.sampling.frequency_frames) };
         while self.columns.len() > enough {
             self.columns.pop_front();
         }
     }
 
-    /// After `window` columns: read the text's state and the latest `keep` columns again, as if the clip
-    /// had begun there, so that the model never leaves the length it was trained on.
+    /// After `window` columns: go back to the anchor and read the latest `keep` columns again, so that the model never
+    /// leaves the length it was trained on. Without an opening it is as if the clip had begun with those columns.
     fn restart_if_due(&mut self) {
         if self.sampling.window == 0 || self.read < self.sampling.window {
             return;
         }
-        self.state.clone_from(&self.after_text);
+        self.state.clone_from(&self.anchor);
         let special = self.stepper.config().special();
         let kept = self.columns.len().min(self.sampling.keep);
         let oldest = self.columns.len() - kept;
-        let mut before = self.start_column();
+        let opening = self.sampling.opening;
+        let mut before = match oldest.checked_sub(1) {
+            Some(last) if opening > 0 => self.columns[last].clone(),
+            _ => self.start_column(),
+        };
         for (at, column) in self.columns.iter().skip(oldest).enumerate() {
             let (ticks, echoes) = self.beats_at(oldest + at);
             self.stepper.feed(Column { codes: &before, ticks, echoes: &echoes }, &mut self.state);
             before.clone_from(column);
             for (k, code) in before.iter_mut().enumerate() {
-                if at < self.pattern.delay(k) {
+                if opening == 0 && at < self.pattern.delay(k) {
                     *code = special;
                 }
             }
         }
-        self.read = kept;
+        self.read = opening + kept;
     }
 
     fn next_column(&mut self) -> Vec<u16> {
@@ -280,16 +291,14 @@ impl Generator {
         let special = self.stepper.config().special();
         let mut column = Vec::with_capacity(logits.len());
         for (k, logits) in logits.iter_mut().enumerate() {
-            let (conditional, rest) = logits.split_at_mut(codes);
-            if !rest.is_empty() {
-                guide(conditional, rest, self.sampling.guidance);
-            }
+            blend(logits, &self.weights);
+            let conditional = &mut logits[..codes];
             if let Some(held) = conditional.get_mut(usize::from(before[k])) {
                 *held -= self.sampling.hold_penalty;
             }
             if self.sampling.frequency_penalty != 0.0 {
-                let share = self.sampling.frequency_penalty / self.sampling.keep.max(1) as f32;
-                for column in self.columns.iter().rev().take(self.sampling.keep) {
+                let share = self.sampling.frequency_penalty / self.sampling.frequency_frames.max(1) as f32;
+                for column in self.columns.iter().rev().take(self.sampling.frequency_frames) {
                     if let Some(heard) = conditional.get_mut(usize::from(column[k])) {
                         *heard -= share;
                     }
@@ -308,16 +317,33 @@ impl Generator {
     }
 }
 
+/// The streams of weight other than 0 after the text, and their weights.
+fn streams(stepper: &Stepper, text: Option<&[f32]>, guidance: Guidance) -> (StepperState, Vec<f32>) {
+    let Guidance { caption, beat, neither } = guidance;
+    let all = [
+        (caption, (caption != 0.0).then(|| stepper.start(text))),
+        (beat, (beat != 0.0).then(|| stepper.start(None))),
+        (neither, (neither != 0.0).then(|| stepper.start(None).without_beat())),
+    ];
+    let weights = all.iter().filter(|(_, state)| state.is_some()).map(|(weight, _)| *weight).collect();
+    let states = all.into_iter().filter_map(|(_, state)| state);
+    let state = states.reduce(StepperState::join).expect("weights that sum to 1 are not all 0");
+    (state, weights)
+}
+
 /// A tempo from the class probabilities after the text, with a stream of its own: asking for a tempo instead leaves
 /// the draws of the codes as they are.
-fn draw_tempo(stepper: &Stepper, after_text: &StepperState, guidance: f32, seed: u64) -> Option<f32> {
-    let mut logits = stepper.tempo(after_text)?;
-    let (conditional, rest) = logits.split_at_mut(TEMPO_CLASSES);
-    if !rest.is_empty() {
-        guide(conditional, rest, guidance);
+fn draw_tempo(stepper: &Stepper, text: Option<&[f32]>, sampling: &Sampling, seed: u64) -> Option<f32> {
+    // No frame has been heard yet, so there is no beat to be guided by.
+    if !stepper.config().beat_clock {
+        return None;
     }
+    let (state, weights) = streams(stepper, text, Guidance::new(sampling, text.is_some(), false));
+    let mut logits = stepper.tempo(&state)?;
+    blend(&mut logits, &weights);
     let plain = Sampling { temperature: 1.0, top_k: 0, top_p: 0.9, ..Sampling::default() };
-    tempo_of_class(usize::from(plain.draw(conditional, &mut random::stream(seed, "tempo", 0))))
+    let class = plain.draw(&logits[..TEMPO_CLASSES], &mut random::stream(seed, "tempo", 0));
+    tempo_of_class(usize::from(class))
 }
 
 impl Iterator for Generator {

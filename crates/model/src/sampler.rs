@@ -18,24 +18,30 @@ pub struct Sampling {
     pub top_k: usize,
     /// Draw among the fewest codes that together reach this probability; 1 for all.
     pub top_p: f32,
-    /// Classifier-free guidance `u + s (c - u)`; 1 uses the caption alone, 0 ignores it.
+    /// Classifier-free guidance by the caption: see [`Guidance`]; 1 uses the caption alone, 0 ignores it.
     pub guidance: f32,
+    /// The same by the beat: away from music that hears neither clock nor echoes; 1 leaves them as they are.
+    pub beat_guidance: f32,
     /// Subtracted from the logit of the code just drawn, per codebook. A small model that has held a tone for a while
     /// holds it for ever; this gives it a way out.
     pub hold_penalty: f32,
-    /// Subtracted from each code's logit, times the share of the latest frames (`keep` of them) that had it: a small model
+    /// Subtracted from each code's logit, times the share of the latest `frequency_frames` that had it: a small model
     /// that settles on a few codes never leaves them by itself.
     pub frequency_penalty: f32,
+    /// Frames over which the frequency penalty counts.
+    pub frequency_frames: usize,
     /// Added to the logits of the codes that stood at each lag of a model with echoes: above 0 repeats itself more.
     pub echo: f32,
     /// Tempo of the beat clock in beats a minute; 0 for music without a beat; absent: drawn from what the model reads in
     /// the text. Models without a clock ignore it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tempo: Option<f32>,
-    /// Restart the state from the text and the latest frames whenever it has seen this many frames;
+    /// Restart the state from the text, the clip's opening and the latest frames whenever it has seen this many frames;
     /// 0 never. Keeps long clips within the trained length.
     pub window: usize,
-    /// Frames read again at such a restart.
+    /// Frames of the clip's opening that such a restart begins with, so that a long clip stays what it was.
+    pub opening: usize,
+    /// Latest frames read again after these.
     pub keep: usize,
 }
 
@@ -46,11 +52,14 @@ impl Default for Sampling {
             top_k: 0,
             top_p: 0.95,
             guidance: 2.0,
+            beat_guidance: 1.0,
             hold_penalty: 0.0,
             frequency_penalty: 0.0,
+            frequency_frames: 172,
             echo: 0.0,
             tempo: None,
             window: 646,
+            opening: 0,
             keep: 172,
         }
     }
@@ -68,6 +77,9 @@ pub enum SamplingError {
     /// Guidance is no number.
     #[error("guidance {0} must be a finite number")]
     Guidance(f32),
+    /// Guidance is no number.
+    #[error("beat-guidance {0} must be a finite number")]
+    BeatGuidance(f32),
     /// The penalty is no number.
     #[error("hold-penalty {0} must be a finite number")]
     HoldPenalty(f32),
@@ -81,10 +93,14 @@ pub enum SamplingError {
     #[error("tempo {0} must be 40 to 240 beats a minute, or 0 for music without a beat")]
     Tempo(f32),
     /// The restart keeps as much as it drops.
-    #[error("keep = {keep} must be below window = {window} and at least {least}, the longest delay plus one")]
+    #[error(
+        "opening = {opening} and keep = {keep} together must be below window = {window}, and keep at least {least}, the longest delay plus one"
+    )]
     Window {
         /// Frames before a restart.
         window: usize,
+        /// Frames of the opening.
+        opening: usize,
         /// Frames kept.
         keep: usize,
         /// Fewest frames that can be kept.
@@ -104,6 +120,9 @@ impl Sampling {
         if !self.guidance.is_finite() {
             return Err(SamplingError::Guidance(self.guidance));
         }
+        if !self.beat_guidance.is_finite() {
+            return Err(SamplingError::BeatGuidance(self.beat_guidance));
+        }
         if !self.hold_penalty.is_finite() {
             return Err(SamplingError::HoldPenalty(self.hold_penalty));
         }
@@ -117,8 +136,10 @@ impl Sampling {
             return Err(SamplingError::Tempo(self.tempo.unwrap_or_default()));
         }
         let least = longest_delay + 1;
-        if self.window > 0 && (self.keep >= self.window || self.keep < least) {
-            return Err(SamplingError::Window { window: self.window, keep: self.keep, least });
+        let again = self.opening.saturating_add(self.keep);
+        if self.window > 0 && (again >= self.window || self.keep < least) {
+            let Self { window, opening, keep, .. } = *self;
+            return Err(SamplingError::Window { window, opening, keep, least });
         }
         Ok(())
     }
@@ -159,10 +180,40 @@ impl Sampling {
     }
 }
 
-/// `u + s (c - u)` into `conditional`.
-pub fn guide(conditional: &mut [f32], unconditional: &[f32], scale: f32) {
-    for (c, &u) in conditional.iter_mut().zip(unconditional) {
-        *c = u + scale * (*c - u);
+/// Weights of the streams that are decoded together.
+///
+/// With `c` the logits given caption and beat, `n` given the beat alone and `u` given neither, codes are drawn from
+/// `u + beat_guidance (n - u) + guidance (c - n)` (classifier-free guidance, Ho and Salimans 2022, with two conditions
+/// as in InstructPix2Pix, section 3.2.1). With 1 for either this is the usual guidance by the other.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guidance {
+    /// Weight of `c`.
+    pub caption: f32,
+    /// Weight of `n`.
+    pub beat: f32,
+    /// Weight of `u`.
+    pub neither: f32,
+}
+
+impl Guidance {
+    /// Weights for a clip with or without a caption and a beat; a stream of weight 0 need not be decoded.
+    pub fn new(sampling: &Sampling, with_caption: bool, with_beat: bool) -> Self {
+        let by_caption = if with_caption { sampling.guidance } else { 0.0 };
+        let by_beat = if with_beat { sampling.beat_guidance } else { 1.0 };
+        Self { caption: by_caption, beat: by_beat - by_caption, neither: 1.0 - by_beat }
+    }
+}
+
+/// The weighted sum of equally long streams of logits, into the first.
+pub fn blend(logits: &mut [f32], weights: &[f32]) {
+    let length = logits.len() / weights.len();
+    let (first, others) = logits.split_at_mut(length);
+    if weights == [1.0] {
+        return;
+    }
+    first.iter_mut().for_each(|value| *value *= weights[0]);
+    for (other, weight) in others.chunks_exact(length).zip(&weights[1..]) {
+        first.iter_mut().zip(other).for_each(|(sum, value)| *sum += weight * value);
     }
 }
 
@@ -216,12 +267,24 @@ mod tests {
     }
 
     #[test]
-    fn guidance_of_one_is_the_conditional() {
-        let mut conditional = [1.0, -2.0];
-        guide(&mut conditional, &[0.5, 0.5], 1.0);
-        assert_eq!(conditional, [1.0, -2.0]);
-        guide(&mut conditional, &[0.0, 0.0], 3.0);
-        assert_eq!(conditional, [3.0, -6.0]);
+    fn guidance_weighs_the_streams() {
+        let weights = |guidance, beat_guidance, with_caption, with_beat| {
+            let sampling = Sampling { guidance, beat_guidance, ..plain() };
+            let Guidance { caption, beat, neither } = Guidance::new(&sampling, with_caption, with_beat);
+            [caption, beat, neither]
+        };
+        assert_eq!(weights(1.0, 1.0, true, true), [1.0, 0.0, 0.0]);
+        assert_eq!(weights(3.0, 1.0, true, true), [3.0, -2.0, 0.0]);
+        assert_eq!(weights(2.0, 2.0, true, true), [2.0, 0.0, -1.0]);
+        assert_eq!(weights(3.0, 2.0, true, true), [3.0, -1.0, -1.0]);
+        assert_eq!(weights(3.0, 2.0, false, true), [0.0, 2.0, -1.0]);
+        assert_eq!(weights(3.0, 2.0, true, false), [3.0, -2.0, 0.0]);
+        assert_eq!(weights(3.0, 2.0, false, false), [0.0, 1.0, 0.0]);
+        let mut logits = [1.0, -2.0, 0.5, 0.5, 4.0, 0.0];
+        blend(&mut logits, &[3.0, -2.0, 0.5]);
+        assert_eq!(logits[..2], [4.0, -7.0]);
+        blend(&mut logits[..2], &[1.0]);
+        assert_eq!(logits[..2], [4.0, -7.0]);
     }
 
     #[test]
@@ -229,6 +292,7 @@ mod tests {
         assert!(Sampling { temperature: -1.0, ..plain() }.validate(0).is_err());
         assert!(Sampling { temperature: f32::NAN, ..plain() }.validate(0).is_err());
         assert!(Sampling { top_p: 0.0, ..plain() }.validate(0).is_err());
+        assert!(Sampling { beat_guidance: f32::NAN, ..plain() }.validate(0).is_err());
         assert!(Sampling { hold_penalty: f32::INFINITY, ..plain() }.validate(0).is_err());
         assert!(Sampling { echo: f32::NAN, ..plain() }.validate(0).is_err());
         assert!(Sampling { frequency_penalty: f32::INFINITY, ..plain() }.validate(0).is_err());
@@ -238,5 +302,8 @@ mod tests {
         assert!(Sampling { window: 10, keep: 10, ..plain() }.validate(0).is_err());
         assert!(Sampling { window: 10, keep: 2, ..plain() }.validate(2).is_err());
         assert!(Sampling { window: 10, keep: 3, ..plain() }.validate(2).is_ok());
+        assert!(Sampling { window: 10, opening: 7, keep: 3, ..plain() }.validate(2).is_err());
+        assert!(Sampling { window: 10, opening: usize::MAX, keep: 3, ..plain() }.validate(2).is_err());
+        assert!(Sampling { window: 10, opening: 6, keep: 3, ..plain() }.validate(2).is_ok());
     }
 }

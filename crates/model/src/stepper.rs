@@ -78,6 +78,8 @@ pub struct Column<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepperState {
     streams: usize,
+    /// Streams that hear neither clock nor echoes.
+    without_beat: Vec<bool>,
     conv: Vec<Vec<f32>>,
     ssm: Vec<Vec<f32>>,
     /// What every frame is told of the text, `[streams, d]`; empty if nothing.
@@ -97,9 +99,17 @@ impl StepperState {
         4 * self.conv.iter().chain(&self.ssm).chain([&self.told, &self.latest]).map(Vec::len).sum::<usize>()
     }
 
+    /// The same streams, from now on deaf to clock and echoes: music without a beat, as far as they know.
+    #[must_use]
+    pub fn without_beat(mut self) -> Self {
+        self.without_beat.fill(true);
+        self
+    }
+
     /// Adds the streams of `other` behind these.
     pub fn join(mut self, other: Self) -> Self {
         self.streams += other.streams;
+        self.without_beat.extend(other.without_beat);
         let layers = self.conv.iter_mut().chain(&mut self.ssm);
         layers.zip(other.conv.into_iter().chain(other.ssm)).for_each(|(layer, more)| layer.extend(more));
         self.told.extend(other.told);
@@ -196,6 +206,7 @@ impl Stepper {
         let config = &self.config;
         let mut state = StepperState {
             streams: 1,
+            without_beat: vec![false],
             conv: vec![vec![0.0; self.kernel.conv_state_size()]; config.layers],
             ssm: vec![vec![0.0; self.kernel.ssm_state_size()]; config.layers],
             told: Vec::new(),
@@ -255,7 +266,8 @@ impl Stepper {
     pub fn feed(&self, column: Column<'_>, state: &mut StepperState) {
         assert_eq!(column.echoes.len(), self.echo.len() * self.config.codebooks, "echoes must be [lags, K]");
         let special = self.config.special();
-        let mut x = self.embed(column.codes, |_| true);
+        let codes = self.embed(column.codes, |_| true);
+        let mut x = codes.clone();
         if let Some(weight) = &self.clock {
             weight.add(&clock::features(column.ticks), &mut x);
         }
@@ -264,7 +276,8 @@ impl Stepper {
                 weight.add(&self.embed(echo, |code| code != special), &mut x);
             }
         }
-        let mut x = x.repeat(state.streams);
+        let heard = |&deaf: &bool| if deaf { codes.as_slice() } else { x.as_slice() };
+        let mut x = state.without_beat.iter().map(heard).collect::<Vec<_>>().concat();
         x.iter_mut().zip(&state.told).for_each(|(x, told)| *x += told);
         self.advance(x, state);
     }
@@ -286,7 +299,8 @@ impl Stepper {
             if let Some((weight, bias)) = &head.echo_gate {
                 let mut gates = bias.repeat(state.streams);
                 weight.add(&state.latest, &mut gates);
-                for (row, gates) in logits.chunks_exact_mut(codes).zip(gates.chunks_exact(bias.len())) {
+                let rows = logits.chunks_exact_mut(codes).zip(gates.chunks_exact(bias.len()));
+                for ((row, gates), _) in rows.zip(&state.without_beat).filter(|(_, deaf)| !**deaf) {
                     for (gate, echo) in gates.iter().zip(column.echoes.chunks_exact(books)) {
                         if let Some(logit) = row.get_mut(usize::from(echo[k])) {
                             *logit += gate;

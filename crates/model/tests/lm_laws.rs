@@ -9,7 +9,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use closeness::{assert_close, floats, noise};
 use mambo_model::backbone::Dropout;
-use mambo_model::clock::{Metronome, tempo_of_class, whole_frames};
+use mambo_model::clock::{Metronome, NO_BEAT, tempo_of_class, whole_frames};
 use mambo_model::generate::{Generator, LmFile};
 use mambo_model::lm::{Columns, Head, Lm, LmConfig, LossConfig, Targets, TextBatch, echoes, loss};
 use mambo_model::parameters::{Initialiser, Parameters};
@@ -129,6 +129,34 @@ fn streams_decoded_together_equal_streams_decoded_alone() {
             assert_close("second", &together[k][40..], &b[k], 1e-5);
         }
     }
+}
+
+#[test]
+fn a_stream_without_beat_hears_neither_clock_nor_echoes() {
+    let config = config(Head::Tied, 2);
+    let stepper = Stepper::new(&config, &lively(&config, 4));
+    let caption = noise(2, 3 * config.text_width);
+    let mut both = stepper.start(Some(&caption)).join(stepper.start(None).without_beat());
+    let (mut with, mut without) = (stepper.start(Some(&caption)), stepper.start(None));
+    for t in 0..9 {
+        let column = random_codes(&config, t, 2);
+        let (echoes, none) = (random_codes(&config, 20 + t, 4), [config.special(); 4]);
+        let read = Column { codes: &column, ticks: 100 * t as u16, echoes: &echoes };
+        let together = stepper.step(read, &mut both);
+        let a = stepper.step(read, &mut with);
+        let b = stepper.step(Column { ticks: NO_BEAT, echoes: &none, ..read }, &mut without);
+        for k in 0..2 {
+            assert_close("with", &together[k][..40], &a[k], 1e-5);
+            assert_close("without", &together[k][40..], &b[k], 1e-5);
+        }
+    }
+    let stepper = Arc::new(stepper);
+    let frames = |beat_guidance, tempo| -> Vec<_> {
+        let sampling = Sampling { beat_guidance, tempo: Some(tempo), ..sampling() };
+        Generator::new(stepper.clone(), FRAME_RATE, Some(&caption), &sampling, 1).unwrap().take(60).collect()
+    };
+    assert_ne!(frames(2.0, TEMPO), frames(1.0, TEMPO));
+    assert_eq!(frames(2.0, 0.0), frames(1.0, 0.0), "without a beat there is nothing to lead away from");
 }
 
 #[test]
@@ -342,6 +370,33 @@ fn a_restart_equals_a_fresh_start_on_the_latest_frames() {
     // The first frame it releases is the 9th it was primed with, completed by its own codebook 1.
     let continued: Vec<_> = fresh.take(11).collect();
     assert_eq!(continued[..], long[29..40]);
+}
+
+#[test]
+fn a_restart_with_an_opening_reads_text_opening_and_latest_frames() {
+    let config = config(Head::Tied, 1);
+    let stepper = Arc::new(Stepper::new(&config, &lively(&config, 4)));
+    let text = noise(2, 3 * config.text_width);
+    let greedy =
+        Sampling { temperature: 0.0, guidance: 1.0, hold_penalty: 0.0, tempo: Some(0.0), opening: 12, ..sampling() };
+    let frames = Generator::new(stepper.clone(), FRAME_RATE, Some(&text), &greedy, 1).unwrap();
+    let codes: Vec<u16> = frames.take(60).map(|frame| frame[0]).collect();
+    let none = [config.special(); 2];
+    // The first restart comes before code 30: the opening is codes 0..12, of which the last was made but not read, then
+    // come the codes before 21..30.
+    let mut state = stepper.start(Some(&text));
+    let start = [config.special()];
+    for &code in start.iter().chain(&codes[..11]).chain(&codes[20..29]) {
+        stepper.feed(Column { codes: &[code], ticks: NO_BEAT, echoes: &none }, &mut state);
+    }
+    let mut last = codes[29];
+    // The next restart comes after 30 - 12 - 9 more codes.
+    for (at, &code) in codes.iter().enumerate().skip(30).take(9) {
+        let logits = stepper.step(Column { codes: &[last], ticks: NO_BEAT, echoes: &none }, &mut state);
+        let best = (0..40).max_by(|&a, &b| logits[0][a].total_cmp(&logits[0][b])).unwrap();
+        assert_eq!(best, usize::from(code), "code {at}");
+        last = code;
+    }
 }
 
 #[test]

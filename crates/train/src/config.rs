@@ -90,6 +90,10 @@ pub struct LoopConfig {
     /// Probability that a clip is trained without its caption.
     #[serde(default)]
     pub caption_dropout: f32,
+    /// Probability that a clip trained without its caption goes without beat clock and echoes too, for
+    /// `sampling.beat_guidance`.
+    #[serde(default)]
+    pub beat_dropout: f32,
     /// Probability that an input code is replaced by another one of its codebook.
     #[serde(default)]
     pub input_corruption: f32,
@@ -97,7 +101,7 @@ pub struct LoopConfig {
     #[serde(default)]
     pub held_inputs: f32,
     /// Probability that an input code is one that the model itself would have drawn there (scheduled sampling in
-    /// parallel, Mihaylova and Martins 2019): costs one more forward pass a step.
+    /// parallel, Mihaylova and Martins 2019), in every other pass: costs one more forward pass there.
     #[serde(default)]
     pub own_inputs: f32,
     /// Start embeddings and heads from the codec's centroids.
@@ -158,7 +162,7 @@ impl LmExperiment {
         self.sampling.validate(self.model.pattern().longest())?;
         let train = &self.train;
         let share = |value: f32| (0.0..1.0).contains(&value);
-        let rules: [(&'static str, String, bool, &'static str); 13] = [
+        let rules: [(&'static str, String, bool, &'static str); 14] = [
             ("data.frames", self.data.frames.to_string(), self.data.frames > 1, "2 or more"),
             ("data.max_text", self.data.max_text.to_string(), self.data.max_text > 0, "1 or more"),
             ("train.steps", train.steps.to_string(), train.steps > 0, "1 or more"),
@@ -172,6 +176,7 @@ impl LmExperiment {
                 (0.0..=1.0).contains(&train.caption_dropout),
                 "0 to 1",
             ),
+            ("train.beat_dropout", train.beat_dropout.to_string(), (0.0..=1.0).contains(&train.beat_dropout), "0 to 1"),
             (
                 "train.input_corruption",
                 train.input_corruption.to_string(),

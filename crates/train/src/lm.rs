@@ -26,7 +26,7 @@ use crate::config::{LmExperiment, precision};
 use crate::error::TrainError;
 use crate::optim::{Optimizer, accumulate};
 use crate::run::RunFolder;
-use crate::sequence::{arrange, captions, corrupt, hold, own};
+use crate::sequence::{arrange, captions, corrupt, forget, hold, own};
 use crate::track::Tracker;
 
 /// The codec's centroids, row-major `[levels, cardinality, width]`.
@@ -154,8 +154,11 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
             let mut sequence = arrange(&config, &batch, frame_rate);
             corrupt(&config, &mut sequence, train.input_corruption, &mut random::stream(seed, "corrupt", index));
             hold(&config, &mut sequence, train.held_inputs, &mut random::stream(seed, "hold", index));
-            let text = captions(&config, &batch, train.caption_dropout, &mut random::stream(seed, "caption", index));
-            if train.own_inputs > 0.0 {
+            let mut rng = random::stream(seed, "caption", index);
+            let forgotten = forget(batch.lengths_b.len(), train.caption_dropout, train.beat_dropout, &mut rng);
+            let text = captions(&config, &batch, &forgotten.without_caption);
+            sequence.silence_clock(&config, &forgotten.without_beat);
+            if train.own_inputs > 0.0 && index.is_multiple_of(2) {
                 let model = Lm::new(&config, &parameters.bind(&Device::flex()));
                 let forward = || model.forward_with_text(&text, sequence.columns(), &mut Dropout::off()).logits;
                 let logits = with_precision(precision, forward);
@@ -262,7 +265,7 @@ fn score(config: &LmConfig, parameters: &Parameters, split: Split, source: &Batc
         let batch = source.in_order(at);
         at += batch.lengths_b.len();
         let sequence = arrange(config, &batch, source.frame_rate());
-        let text = captions(config, &batch, 0.0, &mut random::stream(0, "caption", 0));
+        let text = captions(config, &batch, &vec![false; batch.lengths_b.len()]);
         let output = model.forward_with_text(&text, sequence.columns(), &mut Dropout::off());
         let loss = loss(config, &Default::default(), &output, sequence.expected());
         nll.iter_mut().zip(&loss.nll).for_each(|(sum, value)| *sum += value);

@@ -54,6 +54,15 @@ impl Sequence {
         self.echoes = echoes(config, &self.inputs, &self.clock, self.batch);
     }
 
+    /// Takes clock and echoes from some clips; the tempo to be read from the text stays.
+    pub fn silence_clock(&mut self, config: &LmConfig, clips: &[bool]) {
+        let frames = self.clock.len() / self.batch;
+        for (clock, _) in self.clock.chunks_exact_mut(frames).zip(clips).filter(|(_, without)| **without) {
+            clock.fill(clock::NO_BEAT);
+        }
+        self.listen_back(config);
+    }
+
     /// What the model reads.
     pub fn columns(&self) -> Columns<'_> {
         Columns { codes: &self.inputs, clock: &self.clock, echoes: &self.echoes }
@@ -140,16 +149,36 @@ pub fn own(config: &LmConfig, sequence: &mut Sequence, logits: &Logits, rate: f3
     sequence.listen_back(config);
 }
 
-/// The captions of a batch; each is dropped with probability `dropout` in favour of the null text.
-pub fn captions(config: &LmConfig, batch: &Batch, dropout: f32, rng: &mut ChaCha8Rng) -> TextBatch {
+/// Which clips of a batch go without their caption, and which of those without beat clock and echoes too: what guidance
+/// leads away from must have been learned.
+pub fn forget(clips: usize, caption: f32, beat: f32, rng: &mut ChaCha8Rng) -> Forgotten {
+    let (mut without_caption, mut without_beat) = (Vec::with_capacity(clips), Vec::with_capacity(clips));
+    for _ in 0..clips {
+        // Drawn for every clip, so that one clip's luck does not depend on another's.
+        let (first, second) = (random::uniform(rng) < caption, random::uniform(rng) < beat);
+        without_caption.push(first);
+        without_beat.push(first && second);
+    }
+    Forgotten { without_caption, without_beat }
+}
+
+/// What [`forget`] drew for each clip.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Forgotten {
+    /// The clip has the null text.
+    pub without_caption: Vec<bool>,
+    /// It has no beat clock either.
+    pub without_beat: Vec<bool>,
+}
+
+/// The captions of a batch, the null text where `without` says so.
+pub fn captions(config: &LmConfig, batch: &Batch, without: &[bool]) -> TextBatch {
     let (width, length) = (config.text_width, batch.text_length);
-    let rows: Vec<Option<&[f32]>> = (0..batch.lengths_b.len())
-        .map(|b| {
-            // Drawn for every clip, so that one clip's luck does not depend on another's.
-            let dropped = random::uniform(rng) < dropout;
+    let rows: Vec<Option<&[f32]>> = (without.iter().enumerate())
+        .map(|(b, &without)| {
             let mask = &batch.text_mask_bl[b * length..(b + 1) * length];
             let count = mask.iter().filter(|&&value| value > 0.0).count();
-            (!dropped).then(|| &batch.text_bld[b * length * width..][..count * width])
+            (!without).then(|| &batch.text_bld[b * length * width..][..count * width])
         })
         .collect();
     TextBatch::new(config, &rows)
@@ -226,6 +255,30 @@ mod tests {
         hold(&config(), &mut untouched, 0.0, &mut random::stream(1, "hold", 0));
         corrupt(&config(), &mut untouched, 0.0, &mut random::stream(1, "corrupt", 0));
         assert_eq!(untouched, clean);
+    }
+
+    #[test]
+    fn clips_without_beat_are_some_of_those_without_caption() {
+        let drawn = forget(4000, 0.3, 0.5, &mut random::stream(1, "caption", 0));
+        let count = |which: &[bool]| which.iter().filter(|without| **without).count();
+        assert!((1100..1300).contains(&count(&drawn.without_caption)), "{}", count(&drawn.without_caption));
+        assert!((500..700).contains(&count(&drawn.without_beat)), "{}", count(&drawn.without_beat));
+        let pairs = || drawn.without_beat.iter().zip(&drawn.without_caption);
+        assert!(pairs().all(|(beat, caption)| *caption || !beat));
+        let all = |caption, beat| forget(2, caption, beat, &mut random::stream(1, "caption", 0)).without_beat;
+        assert_eq!((all(1.0, 1.0), all(1.0, 0.0), all(0.0, 1.0)), (vec![true; 2], vec![false; 2], vec![false; 2]));
+    }
+
+    #[test]
+    fn a_silenced_clock_takes_the_echoes_along_and_leaves_the_other_clips() {
+        let (clean, batch) = (arrange(&config(), &batch(), 21.5), batch());
+        let mut sequence = clean.clone();
+        sequence.silence_clock(&config(), &[true, false]);
+        assert_eq!(sequence.clock[..4], [clock::NO_BEAT; 4]);
+        assert_eq!(sequence.clock[4..], batch.clock_bt[4..]);
+        assert!(sequence.echoes[..8].iter().all(|&code| code == 100));
+        assert_eq!(sequence.echoes[8..], clean.echoes[8..]);
+        assert_eq!((&sequence.inputs, &sequence.tempo), (&clean.inputs, &clean.tempo));
     }
 
     #[test]

@@ -99,6 +99,7 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
             accumulate: 2,
             dropout: 0.1,
             caption_dropout: 0.2,
+            beat_dropout: 0.5,
             input_corruption: 0.05,
             codec_vectors: true,
             bf16: false,

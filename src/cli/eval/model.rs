@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use indicatif::ProgressBar;
-use mambo_audio::limiter::Limiter;
+use mambo_audio::master::Master;
 use mambo_data::batch::{BatchOptions, BatchSource};
 use mambo_data::shard::Shard;
 use mambo_data::{Manifest, Split};
@@ -21,17 +21,16 @@ use mambo_model::bundle::Bundle;
 use mambo_model::codec::{Codec, HouseCodec};
 use mambo_model::generate::LmFile;
 use mambo_model::random;
+use mambo_model::sampler::Sampling;
 use mambo_model::tokens::CodecSpec;
 use mambo_train::bigram::KneserNeyBigram;
 use mambo_train::lm::score_model;
 use serde_json::json;
 
 use super::super::generate::default_model;
+use super::super::sampling::SamplingArguments;
 use super::super::tier;
 use super::{Common, clip_name, cut, places, seconds, spinner, step};
-
-/// Ceiling of true peaks in what `generate` writes, dBFS.
-const CEILING: f32 = -1.0;
 
 /// Most that the model's level-1 perplexity may be of the bigram's.
 const SEEN_ARTIST_RATIO: f64 = 0.8;
@@ -46,12 +45,18 @@ pub struct ModelArguments {
     /// Corpus: folder or manifest file with the real music.
     #[arg(long, value_name = "DIR")]
     corpus: PathBuf,
-    /// Prepared shards, one or more folders: captions of the test split, tokens of the training split.
+    /// Prepared shards, one or more folders: captions of the split, tokens of the training split.
     #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
     shards: Vec<PathBuf>,
     /// Only real music of these licence tiers.
     #[arg(long, value_delimiter = ',', value_parser = tier)]
     tiers: Vec<String>,
+    /// Which split the real music is from; choose settings on `valid`, quote figures on `test`.
+    #[arg(long, default_value = "test", value_parser = split)]
+    split: Split,
+    /// Leave out the floors and the ceiling: a quick look at the model alone.
+    #[arg(long)]
+    model_only: bool,
     /// Length of a segment as given to `mambo prepare`.
     #[arg(long, default_value_t = 30.0, value_parser = seconds)]
     segment_seconds: f64,
@@ -74,7 +79,14 @@ pub struct ModelArguments {
     #[arg(long, default_value_t = 600.0, value_parser = seconds)]
     long_seconds: f64,
     #[command(flatten)]
+    sampling: SamplingArguments,
+    #[command(flatten)]
     common: Common,
+}
+
+fn split(name: &str) -> Result<Split, String> {
+    let known = [Split::Test, Split::Valid, Split::SeenArtist];
+    known.into_iter().find(|split| split.name() == name).ok_or_else(|| "expected test, valid or seen-artist".into())
 }
 
 /// First caption of every unaltered segment, by track id and segment.
@@ -97,7 +109,7 @@ fn training_tokens(shards: &[Shard]) -> Vec<&[u16]> {
     items.filter(|item| item.track.split == Split::Train).map(|item| &item.codes_kt[..item.length]).collect()
 }
 
-/// Frames of K codes become sound the way `generate` makes it: streamed, limited.
+/// Frames of K codes become sound the way `generate` makes it: streamed and mastered.
 fn render(
     codec: &HouseCodec,
     frames: impl Iterator<Item = Vec<u16>>,
@@ -106,15 +118,15 @@ fn render(
     seconds: f64,
 ) -> Generated {
     let rate = codec.spec().sample_rate;
-    let mut limiter = Limiter::new(rate, CEILING);
+    let mut master = Master::new(rate, true);
     let mut stream = codec.stream(levels, seed);
     let (mut samples, mut level_one) = (Vec::new(), Vec::new());
     for frame in frames {
         level_one.push(frame[0]);
-        samples.extend(limiter.push(&stream.push(&frame)));
+        samples.extend(master.push(&stream.push(&frame)));
     }
-    samples.extend(limiter.push(&stream.finish()));
-    samples.extend(limiter.finish());
+    samples.extend(master.push(&stream.finish()));
+    samples.extend(master.finish());
     samples.truncate((seconds * f64::from(rate)) as usize);
     Generated { samples, level_one }
 }
@@ -156,7 +168,11 @@ impl ModelArguments {
             settings,
         };
         let bigram = KneserNeyBigram::fit(&training, spec.cardinality);
-        let mut systems = systems(&bundle, &real, &bigram, &spec);
+        let sampling = self.sampling.over(&bundle.language().file.sampling);
+        let mut systems = systems(&bundle, sampling, &real, &bigram, &spec);
+        if self.model_only {
+            systems.retain(|system| system.role == Role::Model);
+        }
         let (_, mut report) = evaluate(&mut systems, &setup, &mut step(&bar))?;
         if self.long_clips > 0
             && let Some(model) = systems.iter_mut().find(|system| system.role == Role::Model)
@@ -213,15 +229,16 @@ impl ModelArguments {
         Ok(())
     }
 
-    /// Real test segments with the captions they were given in the shards.
+    /// Real segments of the split with the captions they were given in the shards.
     fn real_clips(&self, shards: &[Shard], codec: &HouseCodec, bar: &ProgressBar) -> Result<Vec<RealClip>> {
         let manifest = Manifest::load(&self.corpus)?;
-        let captions = captions(shards, Split::Test);
-        let mut places = places(&manifest, Split::Test, &self.tiers, self.segment_seconds, usize::MAX);
+        let captions = captions(shards, self.split);
+        let mut places = places(&manifest, self.split, &self.tiers, self.segment_seconds, usize::MAX);
         places.retain(|(track, segment)| captions.contains_key(&(manifest.tracks[*track].id.clone(), *segment)));
         if places.is_empty() {
             bail!(
-                "no test segment of {} has a caption in {}; prepare this corpus, with --segment-seconds as then",
+                "no {} segment of {} has a caption in {}; prepare this corpus, with --segment-seconds as then",
+                self.split.name(),
                 self.corpus.display(),
                 self.shards.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
             );
@@ -243,6 +260,7 @@ impl ModelArguments {
 /// with as many codebooks as the model writes.
 fn systems<'a>(
     bundle: &'a Bundle,
+    sampling: Sampling,
     real: &'a [RealClip],
     bigram: &'a KneserNeyBigram,
     spec: &CodecSpec,
@@ -261,8 +279,7 @@ fn systems<'a>(
                 let states = (!prompt.is_empty()).then(|| bundle.text().encode(&[prompt]).remove(0));
                 let language = bundle.language();
                 let text = states.as_ref().map(|s| s.states.as_slice());
-                let frames =
-                    language.generate(text, &language.file.sampling, request.seed).map_err(SystemError::from)?;
+                let frames = language.generate(text, &sampling, request.seed).map_err(SystemError::from)?;
                 let frames = frames.take(model_spec.frames_for(request.seconds));
                 Ok(render(codec, frames, levels, request.seed, request.seconds))
             }),

@@ -1,0 +1,56 @@
+//! Flags that change how codes are drawn; what is left out stays as the model folder says.
+
+use clap::Args;
+use mambo_model::sampler::Sampling;
+
+/// Sampling flags of `mambo generate` and `mambo eval model`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling (by default as the model folder says)")]
+pub struct SamplingArguments {
+    /// Above 1 is bolder, below 1 safer; 0 always takes the likeliest code.
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Draw among this many likeliest codes; 0 for all.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Draw among the fewest codes that together reach this probability; 1 for all.
+    #[arg(long)]
+    top_p: Option<f32>,
+    /// How strictly the prompt is followed; 1 is plain, 0 ignores it.
+    #[arg(long)]
+    guidance: Option<f32>,
+    /// How strictly the beat is followed; 1 is plain.
+    #[arg(long)]
+    beat_guidance: Option<f32>,
+    /// Above 0 moves on sooner, below 0 holds longer.
+    #[arg(long, allow_negative_numbers = true)]
+    hold_penalty: Option<f32>,
+    /// Above 0 spreads over more codes, so that the music moves more.
+    #[arg(long, allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Above 0 repeats more of what was played one beat or bar before, below 0 less.
+    #[arg(long, allow_negative_numbers = true)]
+    echo: Option<f32>,
+    /// Beats a minute, 40 to 240; 0 for music without a beat; by default what the prompt suggests.
+    #[arg(long, value_name = "BPM")]
+    tempo: Option<f32>,
+}
+
+impl SamplingArguments {
+    /// The settings of a model folder with what was given on the command line.
+    pub fn over(&self, folder: &Sampling) -> Sampling {
+        let folder = folder.clone();
+        Sampling {
+            temperature: self.temperature.unwrap_or(folder.temperature),
+            top_k: self.top_k.unwrap_or(folder.top_k),
+            top_p: self.top_p.unwrap_or(folder.top_p),
+            guidance: self.guidance.unwrap_or(folder.guidance),
+            beat_guidance: self.beat_guidance.unwrap_or(folder.beat_guidance),
+            hold_penalty: self.hold_penalty.unwrap_or(folder.hold_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(folder.frequency_penalty),
+            echo: self.echo.unwrap_or(folder.echo),
+            tempo: self.tempo.or(folder.tempo),
+            ..folder
+        }
+    }
+}
