@@ -40,12 +40,13 @@ fn every_verb_explains_itself() {
 #[test]
 fn wrong_usage_is_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
-    let wrong: [&[&str]; 5] = [
+    let wrong: [&[&str]; 6] = [
         &[],
         &["sing"],
         &["generate", "x", "--seconds", "-3"],
         &["generate", "x", "--count", "0"],
         &["prepare", "corpus"],
+        &["eval", "model", "--corpus", "corpus", "--shards", "shards", "--split", "train"],
     ];
     for arguments in wrong {
         assert_eq!(mambo(folder.path(), arguments).status.code(), Some(2), "{arguments:?}");

@@ -334,10 +334,10 @@ fn streams(stepper: &Stepper, text: Option<&[f32]>, guidance: Guidance) -> (Step
 /// A tempo from the class probabilities after the text, with a stream of its own: asking for a tempo instead leaves
 /// the draws of the codes as they are.
 fn draw_tempo(stepper: &Stepper, text: Option<&[f32]>, sampling: &Sampling, seed: u64) -> Option<f32> {
-    // No frame has been heard yet, so there is no beat to be guided by.
     if !stepper.config().beat_clock {
         return None;
     }
+    // No frame has been heard yet, so there is no beat to be guided by.
     let (state, weights) = streams(stepper, text, Guidance::new(sampling, text.is_some(), false));
     let mut logits = stepper.tempo(&state)?;
     blend(&mut logits, &weights);
