@@ -35,8 +35,6 @@ pub struct GenerateArguments {
     /// Same seed, same bytes; a clip's number is added to it. Random when left out, and printed.
     #[arg(long)]
     seed: Option<u64>,
-    #[command(flatten)]
-    sampling: SamplingArguments,
     /// Clips for each prompt.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     count: u32,
@@ -64,6 +62,9 @@ pub struct GenerateArguments {
     /// Print what was made as JSON.
     #[arg(long)]
     json: bool,
+    // Last: its heading goes for every flag after it.
+    #[command(flatten)]
+    sampling: SamplingArguments,
 }
 
 /// Formats of `--format`.

@@ -160,13 +160,13 @@ impl Generator {
     ) -> Result<Self, SamplingError> {
         let pattern = stepper.config().pattern();
         sampling.validate(pattern.longest())?;
+        let read = Read { captioned: text.map(|text| stepper.start(Some(text))), null: stepper.start(None) };
         let tempo = match sampling.tempo {
             Some(tempo) => (tempo > 0.0).then_some(tempo),
-            None => draw_tempo(&stepper, text, sampling, seed).map(|tempo| whole_frames(tempo, frames_per_second)),
+            None => draw_tempo(&stepper, &read, sampling, seed).map(|tempo| whole_frames(tempo, frames_per_second)),
         };
         let with_beat = tempo.is_some() && stepper.config().beat_clock;
-        let guidance = Guidance::new(sampling, text.is_some(), with_beat);
-        let (state, weights) = streams(&stepper, text, guidance);
+        let (state, weights) = read.streams(Guidance::new(sampling, text.is_some(), with_beat));
         let metronome = Metronome::new(tempo, frames_per_second);
         Ok(Self {
             sampling: sampling.clone(),
@@ -317,28 +317,33 @@ impl Generator {
     }
 }
 
-/// The streams of weight other than 0 after the text, and their weights.
-fn streams(stepper: &Stepper, text: Option<&[f32]>, guidance: Guidance) -> (StepperState, Vec<f32>) {
-    let Guidance { caption, beat, neither } = guidance;
-    let all = [
-        (caption, (caption != 0.0).then(|| stepper.start(text))),
-        (beat, (beat != 0.0).then(|| stepper.start(None))),
-        (neither, (neither != 0.0).then(|| stepper.start(None).without_beat())),
-    ];
-    let weights = all.iter().filter(|(_, state)| state.is_some()).map(|(weight, _)| *weight).collect();
-    let states = all.into_iter().filter_map(|(_, state)| state);
-    let state = states.reduce(StepperState::join).expect("weights that sum to 1 are not all 0");
-    (state, weights)
+/// What stands after the text, read once.
+struct Read {
+    captioned: Option<StepperState>,
+    null: StepperState,
 }
 
-/// A tempo from the class probabilities after the text, with a stream of its own: asking for a tempo instead leaves
-/// the draws of the codes as they are.
-fn draw_tempo(stepper: &Stepper, text: Option<&[f32]>, sampling: &Sampling, seed: u64) -> Option<f32> {
-    if !stepper.config().beat_clock {
-        return None;
+impl Read {
+    /// The streams of weight other than 0, and their weights.
+    fn streams(&self, guidance: Guidance) -> (StepperState, Vec<f32>) {
+        let all = [
+            (guidance.caption, self.captioned.clone()),
+            (guidance.beat, Some(self.null.clone())),
+            (guidance.neither, Some(self.null.clone().without_beat())),
+        ];
+        let heard = all.into_iter().filter(|(weight, _)| *weight != 0.0);
+        let (weights, states): (Vec<f32>, Vec<StepperState>) =
+            heard.filter_map(|(weight, state)| Some((weight, state?))).unzip();
+        let state = states.into_iter().reduce(StepperState::join).expect("weights that sum to 1 are not all 0");
+        (state, weights)
     }
+}
+
+/// A tempo from the class probabilities after the text, with a stream of random numbers of its own: asking for a tempo
+/// instead leaves the draws of the codes as they are.
+fn draw_tempo(stepper: &Stepper, read: &Read, sampling: &Sampling, seed: u64) -> Option<f32> {
     // No frame has been heard yet, so there is no beat to be guided by.
-    let (state, weights) = streams(stepper, text, Guidance::new(sampling, text.is_some(), false));
+    let (state, weights) = read.streams(Guidance::new(sampling, read.captioned.is_some(), false));
     let mut logits = stepper.tempo(&state)?;
     blend(&mut logits, &weights);
     let plain = Sampling { temperature: 1.0, top_k: 0, top_p: 0.9, ..Sampling::default() };

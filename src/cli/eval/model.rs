@@ -79,9 +79,10 @@ pub struct ModelArguments {
     #[arg(long, default_value_t = 600.0, value_parser = seconds)]
     long_seconds: f64,
     #[command(flatten)]
-    sampling: SamplingArguments,
-    #[command(flatten)]
     common: Common,
+    // Last: its heading goes for every flag after it.
+    #[command(flatten)]
+    sampling: SamplingArguments,
 }
 
 fn split(name: &str) -> Result<Split, String> {
