@@ -10,6 +10,9 @@ pub struct SamplingArguments {
     /// Above 1 is bolder, below 1 safer; 0 always takes the likeliest code.
     #[arg(long)]
     temperature: Option<f32>,
+    /// The same for the codebooks after the first: more life in the sound, the same tune.
+    #[arg(long)]
+    fine_temperature: Option<f32>,
     /// Draw among this many likeliest codes; 0 for all.
     #[arg(long)]
     top_k: Option<usize>,
@@ -42,6 +45,7 @@ impl SamplingArguments {
         let folder = folder.clone();
         Sampling {
             temperature: self.temperature.unwrap_or(folder.temperature),
+            fine_temperature: self.fine_temperature.or(folder.fine_temperature),
             top_k: self.top_k.unwrap_or(folder.top_k),
             top_p: self.top_p.unwrap_or(folder.top_p),
             guidance: self.guidance.unwrap_or(folder.guidance),

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{Metronome, TEMPO_CLASSES, tempo_of_class, whole_frames};
+use crate::clock::{CYCLE_BEATS, Metronome, TEMPO_CLASSES, tempo_of_class, whole_frames};
 use crate::lm::{LmConfig, LmConfigError};
 use crate::parameters::{Parameters, Precision, WriteError, write_atomically};
 use crate::random;
 use crate::sampler::{Guidance, Sampling, SamplingError, blend};
-use crate::stepper::{Column, Stepper, StepperState};
+use crate::stepper::{Stepper, StepperState};
+use crate::strand::{Score, Strand};
 use crate::tokens::{CodecSpec, DelayPattern};
 use crate::weights::WeightsError;
 
@@ -127,23 +128,25 @@ impl LanguageModel {
 }
 
 /// An endless iterator of frames, each one code per codebook. Take as many as the clip is long.
+///
+/// A model is at home in the length it was trained on, and what it reads back of its own beyond that leads it astray.
+/// So a clip longer than `window` goes back, on the beat, to how everything stood after its `opening`, and draws
+/// another continuation of it; over `overlap` frames the old strand fades into the new one.
 pub struct Generator {
     stepper: Arc<Stepper>,
     sampling: Sampling,
     pattern: DelayPattern,
     rng: ChaCha8Rng,
     tempo: Option<f32>,
-    metronome: Metronome,
-    /// Frames of each of the model's echo lags; `None` without a beat.
-    lags: Vec<Option<usize>>,
-    /// What to restart from: the state right after the text or, once it has been read, after the opening.
-    anchor: StepperState,
-    state: StepperState,
-    /// Weight of each stream of the state.
-    weights: Vec<f32>,
-    /// Columns read since the last start.
-    read: usize,
-    /// Latest columns, newest last: enough for a restart and for the delay pattern.
+    score: Score,
+    /// Where a strand goes back; 0 for never.
+    turn: usize,
+    /// Everything as it stood after the opening.
+    anchor: Strand,
+    strand: Strand,
+    /// The strand before, while it fades.
+    fading: Option<Strand>,
+    /// Latest columns, newest last: enough for the delay pattern.
     columns: VecDeque<Vec<u16>>,
     /// Columns made so far.
     made: usize,
@@ -158,8 +161,7 @@ impl Generator {
         sampling: &Sampling,
         seed: u64,
     ) -> Result<Self, SamplingError> {
-        let pattern = stepper.config().pattern();
-        sampling.validate(pattern.longest())?;
+        sampling.validate()?;
         let read = Read { captioned: text.map(|text| stepper.start(Some(text))), null: stepper.start(None) };
         let tempo = match sampling.tempo {
             Some(tempo) => (tempo > 0.0).then_some(tempo),
@@ -168,19 +170,23 @@ impl Generator {
         let with_beat = tempo.is_some() && stepper.config().beat_clock;
         let (state, weights) = read.streams(Guidance::new(sampling, text.is_some(), with_beat));
         let metronome = Metronome::new(tempo, frames_per_second);
+        let strand = Strand::new(state);
         Ok(Self {
+            turn: turn(sampling, &metronome),
             sampling: sampling.clone(),
             tempo,
-            lags: stepper.config().echo_beats.iter().map(|&beats| metronome.frames_in(beats)).collect(),
-            metronome,
+            score: Score {
+                lags: stepper.config().echo_beats.iter().map(|&beats| metronome.frames_in(beats)).collect(),
+                metronome,
+                weights,
+            },
             rng: random::stream(seed, "sample", 0),
-            anchor: state.clone(),
-            state,
-            weights,
-            read: 0,
+            anchor: strand.clone(),
+            strand,
+            fading: None,
             columns: VecDeque::new(),
             made: 0,
-            pattern,
+            pattern: stepper.config().pattern(),
             stepper,
         })
     }
@@ -190,131 +196,70 @@ impl Generator {
         self.tempo
     }
 
-    /// Bytes of everything that grows or could grow: the same after a minute and after an hour.
+    /// Bytes of everything that grows or could grow: the same after a minute and after an hour, but for the while that
+    /// a strand fades.
     pub fn state_bytes(&self) -> usize {
         let columns: usize = self.columns.iter().map(|column| 2 * column.len()).sum();
-        self.state.bytes() + self.anchor.bytes() + columns
+        let fading = self.fading.as_ref().map_or(0, Strand::bytes);
+        self.strand.bytes() + self.anchor.bytes() + fading + columns
     }
 
-    /// Starts from `frames` (row-major `[K, T]`) as if they had just been generated.
-    ///
-    /// # Panics
-    /// When `frames` is not `[K, T]`.
-    pub fn prime(&mut self, codes: &[u16], frames: usize) {
-        let special = self.stepper.config().special();
-        let delayed = self.pattern.apply(codes, frames, special);
-        let columns = self.pattern.columns(frames);
-        for t in 0..frames {
-            let column = (0..self.pattern.codebooks()).map(|k| delayed[k * columns + t]).collect();
-            self.restart_if_due();
-            let before = self.previous();
-            let (ticks, echoes) = self.beats_at(self.columns.len());
-            self.stepper.feed(Column { codes: &before, ticks, echoes: &echoes }, &mut self.state);
-            self.accept(column);
+    fn turn_if_due(&mut self) {
+        if self.turn > 0 && self.strand.place() == self.turn {
+            let before = std::mem::replace(&mut self.strand, self.anchor.clone());
+            self.fading = (self.sampling.overlap > 0).then_some(before);
         }
-    }
-
-    /// Beat clock of place `at` of the latest columns, and what stood at each lag before it, `[lags, K]`.
-    fn beats_at(&self, at: usize) -> (u16, Vec<u16>) {
-        let config = self.stepper.config();
-        let mut echoes = Vec::with_capacity(self.lags.len() * config.codebooks);
-        for lag in &self.lags {
-            match lag.and_then(|frames| self.columns.get(at.checked_sub(frames)?)) {
-                Some(column) => echoes.extend_from_slice(column),
-                None => echoes.resize(echoes.len() + config.codebooks, config.special()),
-            }
+        if self.strand.place() >= self.sampling.opening + self.sampling.overlap {
+            self.fading = None;
         }
-        (self.metronome.at((self.made - self.columns.len() + at) as u64), echoes)
-    }
-
-    fn start_column(&self) -> Vec<u16> {
-        vec![self.stepper.config().special(); self.pattern.codebooks()]
-    }
-
-    fn previous(&self) -> Vec<u16> {
-        match self.columns.back() {
-            Some(column) if self.read > 0 => column.clone(),
-            _ => self.start_column(),
-        }
-    }
-
-    fn accept(&mut self, column: Vec<u16>) {
-        self.columns.push_back(column);
-        self.read += 1;
-        self.made += 1;
-        if self.made == self.sampling.opening {
-            self.anchor.clone_from(&self.state);
-        }
-        let farthest = self.lags.iter().flatten().copied().max().unwrap_or(0);
-        let enough = (self.sampling.keep + 1).max(self.pattern.longest() + 1).max(farthest);
-        let enough =
-            if self.sampling.frequency_penalty == 0.0 { enough } else { enough.max(self.sampling.frequency_frames) };
-        while self.columns.len() > enough {
-            self.columns.pop_front();
-        }
-    }
-
-    /// After `window` columns: go back to the anchor and read the latest `keep` columns again, so that the model never
-    /// leaves the length it was trained on. Without an opening it is as if the clip had begun with those columns.
-    fn restart_if_due(&mut self) {
-        if self.sampling.window == 0 || self.read < self.sampling.window {
-            return;
-        }
-        self.state.clone_from(&self.anchor);
-        let special = self.stepper.config().special();
-        let kept = self.columns.len().min(self.sampling.keep);
-        let oldest = self.columns.len() - kept;
-        let opening = self.sampling.opening;
-        let mut before = match oldest.checked_sub(1) {
-            Some(last) if opening > 0 => self.columns[last].clone(),
-            _ => self.start_column(),
-        };
-        for (at, column) in self.columns.iter().skip(oldest).enumerate() {
-            let (ticks, echoes) = self.beats_at(oldest + at);
-            self.stepper.feed(Column { codes: &before, ticks, echoes: &echoes }, &mut self.state);
-            before.clone_from(column);
-            for (k, code) in before.iter_mut().enumerate() {
-                if opening == 0 && at < self.pattern.delay(k) {
-                    *code = special;
-                }
-            }
-        }
-        self.read = opening + kept;
     }
 
     fn next_column(&mut self) -> Vec<u16> {
-        self.restart_if_due();
-        let before = self.previous();
-        let (ticks, echoes) = self.beats_at(self.columns.len());
-        let mut logits = self.stepper.step(Column { codes: &before, ticks, echoes: &echoes }, &mut self.state);
-        let codes = self.stepper.config().cardinality;
+        self.turn_if_due();
+        let mut logits = self.strand.logits(&self.stepper, &self.score, &self.sampling);
+        if let Some(before) = &mut self.fading {
+            let since = self.strand.place() - self.sampling.opening;
+            let share = (since + 1) as f32 / (self.sampling.overlap + 1) as f32;
+            let old = before.logits(&self.stepper, &self.score, &self.sampling);
+            for (new, old) in logits.iter_mut().flatten().zip(old.iter().flatten()) {
+                *new = share * *new + (1.0 - share) * old;
+            }
+        }
         let special = self.stepper.config().special();
         let mut column = Vec::with_capacity(logits.len());
-        for (k, logits) in logits.iter_mut().enumerate() {
-            blend(logits, &self.weights);
-            let conditional = &mut logits[..codes];
-            if let Some(held) = conditional.get_mut(usize::from(before[k])) {
-                *held -= self.sampling.hold_penalty;
-            }
-            if self.sampling.frequency_penalty != 0.0 {
-                let share = self.sampling.frequency_penalty / self.sampling.frequency_frames.max(1) as f32;
-                for column in self.columns.iter().rev().take(self.sampling.frequency_frames) {
-                    if let Some(heard) = conditional.get_mut(usize::from(column[k])) {
-                        *heard -= share;
-                    }
-                }
-            }
-            for echo in echoes.chunks_exact(before.len()) {
-                if let Some(heard) = conditional.get_mut(usize::from(echo[k])) {
-                    *heard += self.sampling.echo;
-                }
-            }
+        for (k, logits) in logits.iter().enumerate() {
             // Drawn even where the filler is forced: the stream's position depends on the column alone.
-            let code = self.sampling.draw(conditional, &mut self.rng);
+            let code = self.sampling.draw(k, logits, &mut self.rng);
             column.push(if self.made < self.pattern.delay(k) { special } else { code });
         }
         column
     }
+
+    fn accept(&mut self, column: Vec<u16>) {
+        for strand in self.fading.iter_mut().chain([&mut self.strand]) {
+            strand.write(column.clone(), &self.score, &self.sampling);
+        }
+        self.made += 1;
+        if self.made == self.sampling.opening && self.turn > 0 {
+            self.anchor.clone_from(&self.strand);
+        }
+        self.columns.push_back(column);
+        if self.columns.len() > self.pattern.longest() + 1 {
+            self.columns.pop_front();
+        }
+    }
+}
+
+/// The place where a strand goes back to the end of the opening: as far on as the window allows, and at the same point
+/// of the longest phrase that fits; 0 for never.
+fn turn(sampling: &Sampling, metronome: &Metronome) -> usize {
+    if sampling.window == 0 {
+        return 0;
+    }
+    let room = sampling.window - sampling.overlap - sampling.opening;
+    let phrases = [CYCLE_BEATS, CYCLE_BEATS / 2, CYCLE_BEATS / 4, 1].map(|beats| metronome.frames_in(beats));
+    let fits = phrases.into_iter().flatten().find(|&phrase| phrase <= room);
+    sampling.opening + fits.map_or(room, |phrase| room / phrase * phrase)
 }
 
 /// What stands after the text, read once.
@@ -347,7 +292,7 @@ fn draw_tempo(stepper: &Stepper, read: &Read, sampling: &Sampling, seed: u64) ->
     let mut logits = stepper.tempo(&state)?;
     blend(&mut logits, &weights);
     let plain = Sampling { temperature: 1.0, top_k: 0, top_p: 0.9, ..Sampling::default() };
-    let class = plain.draw(&logits[..TEMPO_CLASSES], &mut random::stream(seed, "tempo", 0));
+    let class = plain.draw(0, &logits[..TEMPO_CLASSES], &mut random::stream(seed, "tempo", 0));
     tempo_of_class(usize::from(class))
 }
 
@@ -355,14 +300,11 @@ impl Iterator for Generator {
     type Item = Vec<u16>;
 
     fn next(&mut self) -> Option<Vec<u16>> {
-        let longest = self.pattern.longest();
         loop {
             let column = self.next_column();
             self.accept(column);
-            if self.made > longest {
-                let first = self.columns.len() - 1 - longest;
-                let code = |k| self.columns[first + self.pattern.delay(k)][k];
-                return Some((0..self.pattern.codebooks()).map(code).collect());
+            if self.made > self.pattern.longest() {
+                return Some((0..self.pattern.codebooks()).map(|k| self.columns[self.pattern.delay(k)][k]).collect());
             }
         }
     }

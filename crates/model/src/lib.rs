@@ -14,6 +14,7 @@ pub mod random;
 pub mod sampler;
 pub mod ssm;
 pub mod stepper;
+mod strand;
 pub mod text;
 pub mod tokens;
 pub mod weights;

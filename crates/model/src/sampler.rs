@@ -14,6 +14,10 @@ use crate::random;
 pub struct Sampling {
     /// Divides the logits; 0 takes the most likely code.
     pub temperature: f32,
+    /// The same for the codebooks after the first, which hold less of the tune and more of the sound; absent: as for the
+    /// first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fine_temperature: Option<f32>,
     /// Draw among this many most likely codes; 0 for all.
     pub top_k: usize,
     /// Draw among the fewest codes that together reach this probability; 1 for all.
@@ -36,19 +40,20 @@ pub struct Sampling {
     /// the text. Models without a clock ignore it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tempo: Option<f32>,
-    /// Restart the state from the text, the clip's opening and the latest frames whenever it has seen this many frames;
-    /// 0 never. Keeps long clips within the trained length.
+    /// After this many frames go back to where the opening ended, and draw another continuation; 0 never. Keeps long
+    /// clips within the trained length.
     pub window: usize,
-    /// Frames of the clip's opening that such a restart begins with, so that a long clip stays what it was.
+    /// Frames of the clip's opening.
     pub opening: usize,
-    /// Latest frames read again after these.
-    pub keep: usize,
+    /// Frames over which what was played before such a turn fades into what comes after it.
+    pub overlap: usize,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
         Self {
             temperature: 1.0,
+            fine_temperature: None,
             top_k: 0,
             top_p: 0.95,
             guidance: 2.0,
@@ -59,8 +64,8 @@ impl Default for Sampling {
             echo: 0.0,
             tempo: None,
             window: 646,
-            opening: 0,
-            keep: 172,
+            opening: 108,
+            overlap: 21,
         }
     }
 }
@@ -71,6 +76,9 @@ pub enum SamplingError {
     /// Temperature is negative or no number.
     #[error("temperature {0} must be 0 or more")]
     Temperature(f32),
+    /// Temperature is negative or no number.
+    #[error("fine-temperature {0} must be 0 or more")]
+    FineTemperature(f32),
     /// Top-p outside (0, 1].
     #[error("top-p {0} must be above 0 and at most 1")]
     TopP(f32),
@@ -92,27 +100,28 @@ pub enum SamplingError {
     /// The tempo is none of music.
     #[error("tempo {0} must be 40 to 240 beats a minute, or 0 for music without a beat")]
     Tempo(f32),
-    /// The restart keeps as much as it drops.
-    #[error(
-        "opening = {opening} and keep = {keep} together must be below window = {window}, and keep at least {least}, the longest delay plus one"
-    )]
+    /// Nothing is left between two turns.
+    #[error("opening = {opening} and overlap = {overlap} together must be below window = {window}")]
     Window {
-        /// Frames before a restart.
+        /// Frames before a turn.
         window: usize,
         /// Frames of the opening.
         opening: usize,
-        /// Frames kept.
-        keep: usize,
-        /// Fewest frames that can be kept.
-        least: usize,
+        /// Frames that fade.
+        overlap: usize,
     },
 }
 
 impl Sampling {
-    /// Checks ranges; `longest_delay` is that of the model's delay pattern.
-    pub fn validate(&self, longest_delay: usize) -> Result<(), SamplingError> {
+    /// Checks ranges.
+    pub fn validate(&self) -> Result<(), SamplingError> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(SamplingError::Temperature(self.temperature));
+        }
+        if let Some(temperature) = self.fine_temperature
+            && !(temperature >= 0.0 && temperature.is_finite())
+        {
+            return Err(SamplingError::FineTemperature(temperature));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return Err(SamplingError::TopP(self.top_p));
@@ -135,23 +144,22 @@ impl Sampling {
         if self.tempo.is_some_and(|tempo| tempo != 0.0 && !(SLOWEST..=FASTEST).contains(&tempo)) {
             return Err(SamplingError::Tempo(self.tempo.unwrap_or_default()));
         }
-        let least = longest_delay + 1;
-        let again = self.opening.saturating_add(self.keep);
-        if self.window > 0 && (again >= self.window || self.keep < least) {
-            let Self { window, opening, keep, .. } = *self;
-            return Err(SamplingError::Window { window, opening, keep, least });
+        if self.window > 0 && self.opening.saturating_add(self.overlap) >= self.window {
+            let Self { window, opening, overlap, .. } = *self;
+            return Err(SamplingError::Window { window, opening, overlap });
         }
         Ok(())
     }
 
-    /// Draws one code from `logits` (one per code). Takes exactly one number from `rng`, whatever the
+    /// Draws a code of a codebook from `logits` (one per code). Takes exactly one number from `rng`, whatever the
     /// settings, so that settings change codes but not the stream behind them.
-    pub fn draw(&self, logits: &[f32], rng: &mut ChaCha8Rng) -> u16 {
+    pub fn draw(&self, codebook: usize, logits: &[f32], rng: &mut ChaCha8Rng) -> u16 {
         let chance = random::uniform(rng);
+        let temperature = self.fine_temperature.filter(|_| codebook > 0).unwrap_or(self.temperature);
         let mut order: Vec<u16> = (0..logits.len() as u16).collect();
         // Ties by index: the order must not depend on the sorting algorithm.
         order.sort_unstable_by(|&a, &b| logits[usize::from(b)].total_cmp(&logits[usize::from(a)]).then(a.cmp(&b)));
-        if self.temperature == 0.0 || order.len() == 1 {
+        if temperature == 0.0 || order.len() == 1 {
             return order[0];
         }
         if self.top_k > 0 {
@@ -159,7 +167,7 @@ impl Sampling {
         }
         let highest = logits[usize::from(order[0])];
         let mut weights: Vec<f32> =
-            order.iter().map(|&code| ((logits[usize::from(code)] - highest) / self.temperature).exp()).collect();
+            order.iter().map(|&code| ((logits[usize::from(code)] - highest) / temperature).exp()).collect();
         let total: f32 = weights.iter().sum();
         if self.top_p < 1.0 {
             let mut reached = 0.0;
@@ -223,7 +231,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn plain() -> Sampling {
-        Sampling { top_p: 1.0, guidance: 1.0, window: 0, keep: 0, ..Sampling::default() }
+        Sampling { top_p: 1.0, guidance: 1.0, window: 0, ..Sampling::default() }
     }
 
     proptest! {
@@ -236,7 +244,7 @@ mod tests {
             seed in any::<u64>(),
         ) {
             let sampling = Sampling { temperature, top_k, top_p, ..plain() };
-            let code = usize::from(sampling.draw(&logits, &mut random::stream(seed, "sample", 0)));
+            let code = usize::from(sampling.draw(0, &logits, &mut random::stream(seed, "sample", 0)));
             prop_assert!(code < logits.len());
             if top_k > 0 {
                 let above = logits.iter().filter(|&&value| value > logits[code]).count();
@@ -251,7 +259,7 @@ mod tests {
         let mut rng = random::stream(1, "sample", 0);
         let mut counts = [0; 3];
         for _ in 0..20_000 {
-            counts[usize::from(plain().draw(&logits, &mut rng))] += 1;
+            counts[usize::from(plain().draw(0, &logits, &mut rng))] += 1;
         }
         for (count, expected) in counts.iter().zip([10_000, 6_000, 4_000]) {
             assert!(i32::abs(count - expected) < 300, "{counts:?}");
@@ -259,11 +267,20 @@ mod tests {
     }
 
     #[test]
+    fn the_first_codebook_and_the_others_have_temperatures_of_their_own() {
+        let logits = [0.5_f32.ln(), 0.3_f32.ln(), 0.2_f32.ln()];
+        let sampling = Sampling { temperature: 0.0, fine_temperature: Some(1.0), ..plain() };
+        let mut rng = random::stream(3, "sample", 0);
+        let mut drawn = |codebook| (0..200).filter(|_| sampling.draw(codebook, &logits, &mut rng) > 0).count();
+        assert!(drawn(0) == 0 && drawn(1) > 50 && drawn(3) > 50);
+    }
+
+    #[test]
     fn top_p_keeps_the_fewest_codes_that_reach_it() {
         let logits = [0.5_f32.ln(), 0.3_f32.ln(), 0.2_f32.ln()];
         let sampling = Sampling { top_p: 0.6, ..plain() };
         let mut rng = random::stream(2, "sample", 0);
-        assert!((0..500).all(|_| sampling.draw(&logits, &mut rng) < 2));
+        assert!((0..500).all(|_| sampling.draw(0, &logits, &mut rng) < 2));
     }
 
     #[test]
@@ -289,21 +306,19 @@ mod tests {
 
     #[test]
     fn settings_out_of_range_are_refused() {
-        assert!(Sampling { temperature: -1.0, ..plain() }.validate(0).is_err());
-        assert!(Sampling { temperature: f32::NAN, ..plain() }.validate(0).is_err());
-        assert!(Sampling { top_p: 0.0, ..plain() }.validate(0).is_err());
-        assert!(Sampling { beat_guidance: f32::NAN, ..plain() }.validate(0).is_err());
-        assert!(Sampling { hold_penalty: f32::INFINITY, ..plain() }.validate(0).is_err());
-        assert!(Sampling { echo: f32::NAN, ..plain() }.validate(0).is_err());
-        assert!(Sampling { frequency_penalty: f32::INFINITY, ..plain() }.validate(0).is_err());
-        assert!(Sampling { tempo: Some(39.0), ..plain() }.validate(0).is_err());
-        assert!(Sampling { tempo: Some(f32::NAN), ..plain() }.validate(0).is_err());
-        assert!(Sampling { tempo: Some(0.0), ..plain() }.validate(0).is_ok());
-        assert!(Sampling { window: 10, keep: 10, ..plain() }.validate(0).is_err());
-        assert!(Sampling { window: 10, keep: 2, ..plain() }.validate(2).is_err());
-        assert!(Sampling { window: 10, keep: 3, ..plain() }.validate(2).is_ok());
-        assert!(Sampling { window: 10, opening: 7, keep: 3, ..plain() }.validate(2).is_err());
-        assert!(Sampling { window: 10, opening: usize::MAX, keep: 3, ..plain() }.validate(2).is_err());
-        assert!(Sampling { window: 10, opening: 6, keep: 3, ..plain() }.validate(2).is_ok());
+        assert!(Sampling { temperature: -1.0, ..plain() }.validate().is_err());
+        assert!(Sampling { temperature: f32::NAN, ..plain() }.validate().is_err());
+        assert!(Sampling { fine_temperature: Some(f32::NAN), ..plain() }.validate().is_err());
+        assert!(Sampling { top_p: 0.0, ..plain() }.validate().is_err());
+        assert!(Sampling { beat_guidance: f32::NAN, ..plain() }.validate().is_err());
+        assert!(Sampling { hold_penalty: f32::INFINITY, ..plain() }.validate().is_err());
+        assert!(Sampling { echo: f32::NAN, ..plain() }.validate().is_err());
+        assert!(Sampling { frequency_penalty: f32::INFINITY, ..plain() }.validate().is_err());
+        assert!(Sampling { tempo: Some(39.0), ..plain() }.validate().is_err());
+        assert!(Sampling { tempo: Some(f32::NAN), ..plain() }.validate().is_err());
+        assert!(Sampling { tempo: Some(0.0), ..plain() }.validate().is_ok());
+        let turns = |window, opening, overlap| Sampling { window, opening, overlap, ..plain() }.validate();
+        assert!(turns(10, 0, 10).is_err() && turns(10, 7, 3).is_err() && turns(10, usize::MAX, 3).is_err());
+        assert!(turns(10, 6, 3).is_ok() && turns(10, 0, 0).is_ok() && turns(0, 7, 3).is_ok());
     }
 }

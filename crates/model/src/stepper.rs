@@ -263,7 +263,7 @@ impl Stepper {
     ///
     /// # Panics
     /// When a model with echoes is not given one column per lag.
-    pub fn feed(&self, column: Column<'_>, state: &mut StepperState) {
+    fn feed(&self, column: Column<'_>, state: &mut StepperState) {
         assert_eq!(column.echoes.len(), self.echo.len() * self.config.codebooks, "echoes must be [lags, K]");
         let special = self.config.special();
         let codes = self.embed(column.codes, |_| true);

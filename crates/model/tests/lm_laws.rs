@@ -265,7 +265,15 @@ fn loss_ignores_specials_and_counts_codes() {
 }
 
 fn sampling() -> Sampling {
-    Sampling { top_p: 1.0, hold_penalty: 0.5, tempo: Some(TEMPO), window: 30, keep: 9, ..Sampling::default() }
+    Sampling {
+        top_p: 1.0,
+        hold_penalty: 0.5,
+        tempo: Some(TEMPO),
+        window: 30,
+        opening: 12,
+        overlap: 4,
+        ..Sampling::default()
+    }
 }
 
 #[test]
@@ -279,9 +287,10 @@ fn generation_repeats_by_seed_never_yields_specials_and_keeps_its_size() {
     assert_ne!(first, make(2).take(100).collect::<Vec<_>>());
     assert_eq!(first[..40], make(1).take(40).collect::<Vec<_>>());
     assert!(first.iter().flatten().all(|&code| code < 40));
+    // The size goes up and down with the strands that fade, and repeats with the turns: a beat of 11 frames fits once.
     let mut generator = make(3);
-    let bytes: Vec<usize> = (0..90).map(|_| (generator.next().unwrap().len(), generator.state_bytes()).1).collect();
-    assert!(bytes[20..].iter().all(|&size| size == bytes[20]), "{bytes:?}");
+    let bytes: Vec<usize> = (0..120).map(|_| (generator.next().unwrap().len(), generator.state_bytes()).1).collect();
+    assert!((40..120).all(|at| bytes[at] == bytes[at - 11]), "{bytes:?}");
 }
 
 #[test]
@@ -289,7 +298,7 @@ fn a_frequency_penalty_spreads_over_more_codes_and_an_echo_repeats_a_beat() {
     let config = config(Head::Tied, 2);
     let stepper = Arc::new(Stepper::new(&config, &lively(&config, 4)));
     let frames = |frequency_penalty, echo| -> Vec<u16> {
-        let sampling = Sampling { frequency_penalty, echo, hold_penalty: 0.0, guidance: 1.0, ..sampling() };
+        let sampling = Sampling { frequency_penalty, echo, hold_penalty: 0.0, guidance: 1.0, window: 0, ..sampling() };
         let frames = Generator::new(stepper.clone(), FRAME_RATE, None, &sampling, 1).unwrap();
         frames.take(400).map(|frame| frame[0]).collect()
     };
@@ -330,7 +339,7 @@ fn generated_frames_score_as_the_columns_that_were_read() {
     let config = config(Head::Free, 3);
     let parameters = lively(&config, 6);
     let stepper = Arc::new(Stepper::new(&config, &parameters));
-    let greedy = Sampling { temperature: 0.0, guidance: 1.0, hold_penalty: 0.0, window: 0, keep: 0, ..sampling() };
+    let greedy = Sampling { temperature: 0.0, guidance: 1.0, hold_penalty: 0.0, window: 0, ..sampling() };
     let frames: Vec<_> = Generator::new(stepper, FRAME_RATE, None, &greedy, 1).unwrap().take(40).collect();
     let codes: Vec<u16> = (0..3).flat_map(|k| frames.iter().map(move |frame| frame[k])).collect();
     let delayed = config.pattern().apply(&codes, 40, 40);
@@ -353,49 +362,66 @@ fn generated_frames_score_as_the_columns_that_were_read() {
 }
 
 #[test]
-fn a_restart_equals_a_fresh_start_on_the_latest_frames() {
+fn a_turn_goes_back_on_the_beat_to_the_end_of_the_opening() {
     let config = config(Head::Tied, 2);
     let stepper = Arc::new(Stepper::new(&config, &lively(&config, 4)));
     let text = noise(2, 3 * config.text_width);
-    // Without a beat: a fresh start would begin the clock's cycle anew.
-    let greedy = Sampling { temperature: 0.0, tempo: Some(0.0), ..sampling() };
-    // 30 columns are read, the 31st is made from the latest 9: column 30 on, greedily.
-    let long: Vec<_> = Generator::new(stepper.clone(), FRAME_RATE, Some(&text), &greedy, 1).unwrap().take(40).collect();
-    let never = Sampling { window: 0, ..greedy };
-    let mut fresh = Generator::new(stepper, FRAME_RATE, Some(&text), &never, 1).unwrap();
-    // Column c holds codebook 0 of frame c and codebook 1 of frame c - 1: columns 21..30 are frames 21..30
-    // of codebook 0. Codebook 1 of frame 29 belongs to column 30, which the restarted model makes itself.
-    let kept: Vec<u16> = (0..2).flat_map(|k| long[21..30].iter().map(move |frame| frame[k])).collect();
-    fresh.prime(&kept, 9);
-    // The first frame it releases is the 9th it was primed with, completed by its own codebook 1.
-    let continued: Vec<_> = fresh.take(11).collect();
-    assert_eq!(continued[..], long[29..40]);
+    // Greedy, so that another continuation of the same opening is the same one. A beat is 11 frames, the model counts in
+    // four bars of four: of 48 frames after the opening the last whole beat is the 44th.
+    let sampling = Sampling {
+        temperature: 0.0,
+        frequency_penalty: 2.0,
+        frequency_frames: 20,
+        window: 60,
+        opening: 12,
+        overlap: 0,
+        ..sampling()
+    };
+    let make = |sampling: &Sampling| -> Vec<_> {
+        Generator::new(stepper.clone(), FRAME_RATE, Some(&text), sampling, 1).unwrap().take(200).collect()
+    };
+    let (turning, straight) = (make(&sampling), make(&Sampling { window: 0, ..sampling.clone() }));
+    // Codebook 1 of a frame is in the next column, so the frame before a turn has it from the new strand already.
+    assert_eq!(turning[..55], straight[..55]);
+    assert_ne!(turning[..100], straight[..100]);
+    assert!((56..200).all(|at| turning[at] == turning[at - 44]));
 }
 
 #[test]
-fn a_restart_with_an_opening_reads_text_opening_and_latest_frames() {
+fn strands_fade_into_one_another_over_the_overlap() {
     let config = config(Head::Tied, 1);
     let stepper = Arc::new(Stepper::new(&config, &lively(&config, 4)));
     let text = noise(2, 3 * config.text_width);
-    let greedy =
-        Sampling { temperature: 0.0, guidance: 1.0, hold_penalty: 0.0, tempo: Some(0.0), opening: 12, ..sampling() };
+    let greedy = Sampling { temperature: 0.0, guidance: 1.0, hold_penalty: 0.0, tempo: Some(0.0), ..sampling() };
     let frames = Generator::new(stepper.clone(), FRAME_RATE, Some(&text), &greedy, 1).unwrap();
-    let codes: Vec<u16> = frames.take(60).map(|frame| frame[0]).collect();
+    let codes: Vec<u16> = frames.take(40).map(|frame| frame[0]).collect();
     let none = [config.special(); 2];
-    // The first restart comes before code 30: the opening is codes 0..12, of which the last was made but not read, then
-    // come the codes before 21..30.
-    let mut state = stepper.start(Some(&text));
-    let start = [config.special()];
-    for &code in start.iter().chain(&codes[..11]).chain(&codes[20..29]) {
-        stepper.feed(Column { codes: &[code], ticks: NO_BEAT, echoes: &none }, &mut state);
-    }
-    let mut last = codes[29];
-    // The next restart comes after 30 - 12 - 9 more codes.
-    for (at, &code) in codes.iter().enumerate().skip(30).take(9) {
-        let logits = stepper.step(Column { codes: &[last], ticks: NO_BEAT, echoes: &none }, &mut state);
-        let best = (0..40).max_by(|&a, &b| logits[0][a].total_cmp(&logits[0][b])).unwrap();
+    let step = |state: &mut _, code| {
+        stepper.step(Column { codes: &[code], ticks: NO_BEAT, echoes: &none }, state).remove(0)[..40].to_vec()
+    };
+    // The opening is codes 0..12; the turn comes before code 26, so that code 29 is the last to be mixed.
+    let mut old = stepper.start(Some(&text));
+    let (mut new, mut last) = (old.clone(), config.special());
+    let mut before_new = last;
+    for (at, &code) in codes.iter().enumerate() {
+        if at == 12 {
+            (new, before_new) = (old.clone(), last);
+        }
+        let mixed = match at {
+            ..26 => step(&mut old, last),
+            26..30 => {
+                let share = (at - 25) as f32 / 5.0;
+                let pairs = step(&mut new, before_new).into_iter().zip(step(&mut old, last));
+                pairs.map(|(new, old)| share * new + (1.0 - share) * old).collect()
+            }
+            _ => step(&mut new, before_new),
+        };
+        let best = (0..40).max_by(|&a, &b| mixed[a].total_cmp(&mixed[b])).unwrap();
         assert_eq!(best, usize::from(code), "code {at}");
         last = code;
+        if at >= 26 {
+            before_new = code;
+        }
     }
 }
 

@@ -159,7 +159,7 @@ impl LmExperiment {
     pub fn validate(&self) -> Result<(), TrainError> {
         self.model.validate()?;
         self.optim.validate()?;
-        self.sampling.validate(self.model.pattern().longest())?;
+        self.sampling.validate()?;
         let train = &self.train;
         let share = |value: f32| (0.0..1.0).contains(&value);
         let rules: [(&'static str, String, bool, &'static str); 14] = [

@@ -141,7 +141,7 @@ pub fn own(config: &LmConfig, sequence: &mut Sequence, logits: &Logits, rate: f3
             // The logits of a column are for the code that the next column reads.
             for (code, logits) in row[1..].iter_mut().zip(predictions) {
                 if random::uniform(rng) < rate && *code != special {
-                    *code = plain.draw(logits, rng);
+                    *code = plain.draw(0, logits, rng);
                 }
             }
         }

@@ -112,7 +112,7 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
             sample_every: 0,
             patience: 0,
         },
-        sampling: Sampling { window: 0, keep: 0, ..Sampling::default() },
+        sampling: Sampling { window: 0, ..Sampling::default() },
     }
 }
 
@@ -169,7 +169,7 @@ fn it_learns_two_clips_by_heart_and_generates_them() {
     let model = LanguageModel::open(&folder.path().join("run/last")).unwrap();
     let mut rng = random::stream(2, "text", 0);
     let caption: Vec<f32> = (0..WIDTH * 4).map(|_| f16::from_f32(random::normal(&mut rng)).to_f32()).collect();
-    let greedy = Sampling { temperature: 0.0, guidance: 1.0, window: 0, keep: 0, ..Sampling::default() };
+    let greedy = Sampling { temperature: 0.0, guidance: 1.0, window: 0, ..Sampling::default() };
     let frames: Vec<_> = model.generate(Some(&caption), &greedy, 1).unwrap().take(30).collect();
     let steps = frames.windows(2).filter(|pair| (pair[1][0] + CODES as u16 - pair[0][0]) % CODES as u16 == 2).count();
     assert!(steps > 24, "{steps} of 29 steps by the stride: {frames:?}");
