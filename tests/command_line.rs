@@ -73,6 +73,9 @@ fn failures_name_the_file_and_the_remedy() {
         for word in words {
             assert!(error(&output).contains(word), "{arguments:?} should mention {word}: {}", error(&output));
         }
+        for cause in ["TOML parse error", "No such file or directory"] {
+            assert!(error(&output).matches(cause).count() < 2, "{arguments:?} says {cause} twice: {}", error(&output));
+        }
     }
     assert_eq!(std::fs::read_to_string(folder.path().join("taken.wav")).unwrap(), "kept");
 }

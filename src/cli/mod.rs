@@ -114,7 +114,14 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if closed {
         return ExitCode::SUCCESS;
     }
-    let _ = writeln!(std::io::stderr(), "mambo: {error:#}");
+    // Many errors of the libraries say their cause themselves; it is not to be read twice.
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(|cause| cause.to_string()) {
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    let _ = writeln!(std::io::stderr(), "mambo: {}", message.trim_end());
     ExitCode::from(1)
 }
 
