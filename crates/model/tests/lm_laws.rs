@@ -335,7 +335,7 @@ fn a_tempo_is_drawn_by_seed_from_the_text_or_taken_as_given() {
 
 #[test]
 fn generated_frames_score_as_the_columns_that_were_read() {
-    // Without restart and guidance: greedy frames must be the argmax under teacher forcing.
+    // Without turns and guidance: greedy frames must be the argmax under teacher forcing.
     let config = config(Head::Free, 3);
     let parameters = lively(&config, 6);
     let stepper = Arc::new(Stepper::new(&config, &parameters));
