@@ -2,6 +2,7 @@
 
 pub mod backbone;
 pub mod bundle;
+pub mod checkpoint;
 pub mod clock;
 pub mod codec;
 pub mod device;
