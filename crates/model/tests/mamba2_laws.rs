@@ -11,7 +11,7 @@ use mambo_model::ssm::{Mamba2, Mamba2Config, Mamba2State};
 use proptest::prelude::*;
 
 fn mixer(chunk: usize) -> Mamba2Config {
-    Mamba2Config { d_model: 24, d_state: 16, expand: 2, head_dim: 16, chunk }
+    Mamba2Config { d_model: 24, d_state: 16, expand: 2, head_dim: 16, groups: 1, chunk }
 }
 
 fn mixer_parameters(config: &Mamba2Config, seed: u64) -> Parameters {
@@ -92,8 +92,9 @@ proptest! {
     #[test]
     fn mixer_forward_equals_its_steps_in_outputs_state_and_gradients(
         seed in 0u64..1000, batch in 1usize..3, frames in 1usize..21, chunk in 1usize..9,
+        grouped in any::<bool>(),
     ) {
-        let config = mixer(chunk);
+        let config = Mamba2Config { groups: if grouped { 3 } else { 1 }, ..mixer(chunk) };
         let parameters = mixer_parameters(&config, seed);
         let shape = [batch, frames, config.d_model];
         let input = noise(seed + 1, shape.iter().product());

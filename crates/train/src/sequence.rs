@@ -188,7 +188,8 @@ pub fn captions(config: &LmConfig, batch: &Batch, without: &[bool]) -> TextBatch
 mod tests {
     use super::*;
     use burn::tensor::{Device, Tensor, TensorData};
-    use mambo_model::lm::Head;
+    use mambo_model::backbone::{BackboneKind, ChannelMixer};
+    use mambo_model::lm::{Head, Positions};
 
     fn config() -> LmConfig {
         LmConfig {
@@ -197,11 +198,18 @@ mod tests {
             cardinality: 100,
             d_model: 8,
             layers: 1,
+            backbone: BackboneKind::PrefixSimba,
             d_state: 4,
             head_dim: 4,
+            groups: 1,
             expand: 2,
             chunk: 4,
+            attention_head_dim: 4,
+            channel_mixer: ChannelMixer::FeedForward,
             ff_multiple: 2,
+            fft_blocks: 4,
+            positions: Positions::None,
+            final_norm: true,
             text_width: 1,
             null_tokens: 1,
             head: Head::Tied,

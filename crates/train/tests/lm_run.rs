@@ -10,9 +10,10 @@ use std::time::Duration;
 use half::f16;
 use mambo_data::shard::{ShardSpec, ShardTrack, ShardWriter, TextStates};
 use mambo_data::{Caption, CaptionSource, Split};
+use mambo_model::backbone::{BackboneKind, ChannelMixer};
 use mambo_model::clock::Metronome;
 use mambo_model::generate::{LanguageModel, LmFile};
-use mambo_model::lm::{Head, LmConfig, LossConfig};
+use mambo_model::lm::{Head, LmConfig, LossConfig, Positions};
 use mambo_model::random;
 use mambo_model::sampler::Sampling;
 use mambo_model::tokens::CodecSpec;
@@ -76,11 +77,18 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
             cardinality: CODES,
             d_model: 32,
             layers: 2,
+            backbone: BackboneKind::PrefixSimba,
             d_state: 16,
             head_dim: 16,
+            groups: 1,
             expand: 2,
             chunk: 16,
+            attention_head_dim: 4,
+            channel_mixer: ChannelMixer::FeedForward,
             ff_multiple: 2,
+            fft_blocks: 4,
+            positions: Positions::None,
+            final_norm: true,
             text_width: WIDTH,
             null_tokens: 1,
             head: Head::Tied,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::backbone::Simba;
+use crate::backbone::{BackboneKind, ChannelMixer, Part, StackConfig};
 use crate::clock::{self, CYCLE_BEATS};
 use crate::parameters::{Initialiser, Parameters, Role};
 use crate::ssm::Mamba2Config;
@@ -18,6 +18,20 @@ pub enum Head {
     Tied,
     /// A table of rank d_model / 4 per codebook.
     Factored,
+    /// As in SSM-TTM's checkpoints: a table `[cardinality + 1, d_model]` per codebook without bias, of which the special
+    /// token's row is never used.
+    Published,
+}
+
+/// How the stack knows where in the sequence it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// A state-space layer needs no telling.
+    #[default]
+    None,
+    /// Sinusoids added to the input, counted from the first text token (prefix) or the first column (cross).
+    Sinusoidal,
 }
 
 /// Everything that decides the shapes of the model. Unknown keys are errors.
@@ -34,22 +48,45 @@ pub struct LmConfig {
     pub d_model: usize,
     /// Blocks.
     pub layers: usize,
+    /// Which sublayers a block has.
+    #[serde(default)]
+    pub backbone: BackboneKind,
     /// State entries per channel of a Mamba-2 layer.
+    #[serde(default = "one_hundred_and_twenty_eight")]
     pub d_state: usize,
     /// Channels per head of a Mamba-2 layer.
+    #[serde(default = "sixty_four")]
     pub head_dim: usize,
+    /// Groups of heads of a Mamba-2 layer that share B and C.
+    #[serde(default = "one")]
+    pub groups: usize,
     /// Inner width of a Mamba-2 layer as a multiple of `d_model`.
     #[serde(default = "two")]
     pub expand: usize,
     /// Frames per chunk of the scan; changes speed, never results.
     #[serde(default = "sixty_four")]
     pub chunk: usize,
+    /// Channels per attention head.
+    #[serde(default = "sixty_four")]
+    pub attention_head_dim: usize,
+    /// The layer that mixes channels.
+    #[serde(default)]
+    pub channel_mixer: ChannelMixer,
     /// Width of the feed-forward layers as a multiple of `d_model`.
     #[serde(default = "two")]
     pub ff_multiple: usize,
+    /// Blocks of channels of the EinFFT layers.
+    #[serde(default = "four")]
+    pub fft_blocks: usize,
+    /// How the stack knows where it is.
+    #[serde(default)]
+    pub positions: Positions,
+    /// An RMSNorm after the last block.
+    #[serde(default = "yes")]
+    pub final_norm: bool,
     /// Width of the text encoder's states.
     pub text_width: usize,
-    /// Learned tokens that stand for "no caption".
+    /// Learned tokens that stand for "no caption"; with 0 it is one token of zero text states.
     #[serde(default = "one")]
     pub null_tokens: usize,
     /// How hidden states become logits.
@@ -78,6 +115,15 @@ fn one() -> usize {
 fn two() -> usize {
     2
 }
+fn four() -> usize {
+    4
+}
+fn one_hundred_and_twenty_eight() -> usize {
+    128
+}
+fn yes() -> bool {
+    true
+}
 fn sixty_four() -> usize {
     64
 }
@@ -91,13 +137,17 @@ pub enum LmConfigError {
     /// A size is zero.
     #[error("model.{0} must be at least 1")]
     Zero(&'static str),
-    /// The heads do not divide the inner width.
-    #[error("model.head_dim = {head_dim} must divide expand * d_model = {inner}")]
-    HeadDim {
-        /// Channels per head.
-        head_dim: usize,
-        /// Inner width.
-        inner: usize,
+    /// A size does not divide the one that it cuts up.
+    #[error("model.{name} = {found} must divide {what} = {whole}")]
+    Divide {
+        /// Key.
+        name: &'static str,
+        /// Value found.
+        found: usize,
+        /// What is cut up.
+        what: &'static str,
+        /// Its size.
+        whole: usize,
     },
     /// The number of delays is not the number of codebooks.
     #[error("model.delays has {found} entries, model.codebooks is {expected}")]
@@ -150,21 +200,44 @@ impl LmConfig {
             ("chunk", self.chunk),
             ("ff_multiple", self.ff_multiple),
             ("text_width", self.text_width),
-            ("null_tokens", self.null_tokens),
+            ("groups", self.groups),
+            ("attention_head_dim", self.attention_head_dim),
+            ("fft_blocks", self.fft_blocks),
         ];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(LmConfigError::Zero(name));
         }
         let inner = self.expand.saturating_mul(self.d_model);
         let wide = self.ff_multiple.saturating_mul(self.d_model);
-        let products =
-            [("codec_width", self.codec_width), ("expand * d_model", inner), ("ff_multiple * d_model", wide)];
+        let products = [
+            ("codec_width", self.codec_width),
+            ("null_tokens", self.null_tokens),
+            ("expand * d_model", inner),
+            ("ff_multiple * d_model", wide),
+        ];
         let sizes = sizes.into_iter().chain(products);
         if let Some((name, found)) = sizes.into_iter().find(|(_, size)| *size > MOST) {
             return Err(LmConfigError::Large { name, found });
         }
-        if !inner.is_multiple_of(self.head_dim) {
-            return Err(LmConfigError::HeadDim { head_dim: self.head_dim, inner });
+        let parts = self.backbone.sublayers();
+        let (attends, mixes) = (parts.iter().any(|p| p.attends()), parts.contains(&Part::ChannelMixer));
+        let divisions = [
+            (self.backbone.has_ssm(), "head_dim", self.head_dim, "expand * d_model", inner),
+            (self.backbone.has_ssm(), "groups", self.groups, "expand * d_model / head_dim", inner / self.head_dim),
+            (attends, "attention_head_dim", self.attention_head_dim, "d_model", self.d_model),
+            (
+                mixes && self.channel_mixer == ChannelMixer::EinFft,
+                "fft_blocks",
+                self.fft_blocks,
+                "d_model",
+                self.d_model,
+            ),
+            (self.positions == Positions::Sinusoidal, "positions (pairs of channels)", 2, "d_model", self.d_model),
+        ];
+        for (used, name, found, what, whole) in divisions {
+            if used && !whole.is_multiple_of(found) {
+                return Err(LmConfigError::Divide { name, found, what, whole });
+            }
         }
         if !self.echo_beats.is_empty() && !self.beat_clock {
             return Err(LmConfigError::EchoWithoutClock);
@@ -179,13 +252,28 @@ impl LmConfig {
     }
 
     /// Sizes of the Mamba-2 layers.
-    pub fn mixer(&self) -> Mamba2Config {
+    fn mixer(&self) -> Mamba2Config {
         Mamba2Config {
             d_model: self.d_model,
             d_state: self.d_state,
             expand: self.expand,
             head_dim: self.head_dim,
+            groups: self.groups,
             chunk: self.chunk,
+        }
+    }
+
+    /// Sizes of the stack.
+    pub fn stack(&self) -> StackConfig {
+        StackConfig {
+            kind: self.backbone,
+            layers: self.layers,
+            mixer: self.mixer(),
+            attention_head_dim: self.attention_head_dim,
+            channel_mixer: self.channel_mixer,
+            ff_width: self.ff_multiple * self.d_model,
+            fft_blocks: self.fft_blocks,
+            final_norm: self.final_norm,
         }
     }
 
@@ -237,7 +325,10 @@ impl LmConfig {
         all.push("condition_linear.bias", &[width], Role::Free, vec![0.0; width]);
         all.push("condition_norm.weight", &[width], Role::Free, vec![1.0; width]);
         all.push("condition_norm.bias", &[width], Role::Free, vec![0.0; width]);
-        all.push("null_prefix", &[self.null_tokens, width], Role::Free, draw.normal(self.null_tokens * width, 1.0));
+        if self.null_tokens > 0 {
+            let null = draw.normal(self.null_tokens * width, 1.0);
+            all.push("null_prefix", &[self.null_tokens, width], Role::Free, null);
+        }
         // Zero: a model that starts from one without them is at first the same model.
         if self.text_in_every_frame {
             all.push("told.weight", &[width, width], Role::Decayed, draw.zeros(width * width));
@@ -251,7 +342,7 @@ impl LmConfig {
             all.push("tempo_head.weight", &[classes, width], Role::Decayed, draw.zeros(classes * width));
             all.push("tempo_head.bias", &[classes], Role::Free, vec![0.0; classes]);
         }
-        let deviation = 0.5 / (width as f32).sqrt();
+        let deviation = if self.head == Head::Published { 1.0 } else { 0.5 / (width as f32).sqrt() };
         for k in 0..self.codebooks {
             all.push(
                 format!("embedding.{k}.weight"),
@@ -265,6 +356,12 @@ impl LmConfig {
                     &[codes, width],
                     Role::Decayed,
                     draw.normal(codes * width, deviation),
+                ),
+                Head::Published => all.push(
+                    format!("lm_head.{k}.weight"),
+                    &[codes + 1, width],
+                    Role::Decayed,
+                    draw.fan_in((codes + 1) * width, width),
                 ),
                 Head::Tied => {
                     // Decay would pull it to zero, not to the identity.
@@ -286,7 +383,9 @@ impl LmConfig {
                     );
                 }
             }
-            all.push(format!("lm_head.{k}.bias"), &[codes], Role::Free, vec![0.0; codes]);
+            if self.head != Head::Published {
+                all.push(format!("lm_head.{k}.bias"), &[codes], Role::Free, vec![0.0; codes]);
+            }
             if self.codec_width > 0 {
                 let size = codes.saturating_mul(self.codec_width);
                 let vectors = match codec_vectors.is_empty() {
@@ -309,7 +408,7 @@ impl LmConfig {
                 all.push(format!("same_again.{k}.bias"), &[1], Role::Free, vec![0.0]);
             }
         }
-        Simba::init(&self.mixer(), self.layers, self.ff_multiple * width, draw, &mut all);
+        self.stack().init(draw, &mut all);
         all
     }
 }

@@ -35,7 +35,7 @@ impl TextBatch {
             None => 0,
         };
         let longest = captions.iter().map(tokens).max().unwrap_or(0);
-        let length = longest.max(length).max(nulls);
+        let length = longest.max(length).max(nulls).max(1);
         let mut states = vec![0.0; batch * length * width];
         let mut text = vec![0.0; batch * length];
         let mut null = vec![0.0; batch * length * nulls];
@@ -47,6 +47,8 @@ impl TextBatch {
                     states[start * width..end * width].copy_from_slice(caption);
                     text[start..end].fill(1.0);
                 }
+                // Without null tokens, "no caption" is a text of one token whose states are zero.
+                _ if nulls == 0 => text[(b + 1) * length - 1] = 1.0,
                 _ => {
                     for i in 0..nulls {
                         null[((b + 1) * length - nulls + i) * nulls + i] = 1.0;

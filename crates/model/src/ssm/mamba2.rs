@@ -1,6 +1,6 @@
 //! Mamba-2 mixer: arXiv 2405.21060; tensor names and layout of `state-spaces/mamba` (`modules/mamba2.py`).
 //!
-//! `in_proj` rows are `[z | x | B | C | dt]`; one group; gate before the norm.
+//! `in_proj` rows are `[z | x | B | C | dt]`; gate before the norm.
 //! Law: `forward` over a sequence equals its single `step`s in outputs, state and gradients.
 //! Padding frames in front leave convolution and state exactly as if they were not there.
 
@@ -25,8 +25,15 @@ pub struct Mamba2Config {
     pub expand: usize,
     /// Channels per head (P).
     pub head_dim: usize,
+    /// Groups of heads that share B and C (G).
+    #[serde(default = "one")]
+    pub groups: usize,
     /// Frames per chunk of the scan; changes speed, never results.
     pub chunk: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl Mamba2Config {
@@ -42,7 +49,7 @@ impl Mamba2Config {
 
     /// Channels through the convolution: x, B and C.
     pub fn conv_width(&self) -> usize {
-        self.d_inner() + 2 * self.d_state
+        self.d_inner() + 2 * self.groups * self.d_state
     }
 
     /// Rows of `in_proj`.
@@ -56,7 +63,7 @@ impl Mamba2Config {
             inner: self.d_inner(),
             state: self.d_state,
             heads: self.heads(),
-            groups: 1,
+            groups: self.groups,
             chunk: self.chunk,
         }
     }
@@ -198,20 +205,28 @@ impl Mamba2 {
 
         let x_bthp = xbc_btc.clone().narrow(2, 0, inner).reshape([batch, frames, heads, config.head_dim]);
         let dt_bth = activation::softplus(dt_bth + self.dt_bias_h.clone().reshape([1, 1, heads]), 1.0);
-        let (y_bthp, ssm_bhpn) = chunked_scan(
-            x_bthp.clone(),
-            // No time passes while padding lasts, so the state stays untouched.
-            dt_bth * mask_bt1,
-            self.a_log_h.clone().exp().neg(),
-            xbc_btc.clone().narrow(2, inner, size),
-            xbc_btc.narrow(2, inner + size, size),
-            state.ssm_bhpn,
-            config.chunk,
-        );
+        // No time passes while padding lasts, so the state stays untouched.
+        let dt_bth = dt_bth * mask_bt1;
+        let share = heads / config.groups;
+        let (y, after): (Vec<_>, Vec<_>) = (0..config.groups)
+            .map(|group| {
+                let of_group = |from: usize| xbc_btc.clone().narrow(2, inner + (from + group) * size, size);
+                chunked_scan(
+                    x_bthp.clone().narrow(2, group * share, share),
+                    dt_bth.clone().narrow(2, group * share, share),
+                    self.a_log_h.clone().narrow(0, group * share, share).exp().neg(),
+                    of_group(0),
+                    of_group(config.groups),
+                    state.ssm_bhpn.clone().narrow(1, group * share, share),
+                    config.chunk,
+                )
+            })
+            .unzip();
+        let (y_bthp, ssm_bhpn) = (Tensor::cat(y, 2), Tensor::cat(after, 1));
         let y_bthp = y_bthp + x_bthp * self.d_h.clone().reshape([1, 1, heads, 1]);
         let gated = y_bthp.reshape([batch, frames, inner]) * activation::silu(z_bti);
-        let y_btd = linear(rms_norm(gated, &self.norm_weight), &self.out_proj);
-        (y_btd, Mamba2State { conv_bcw, ssm_bhpn })
+        let normed = self.gated_norm(gated.reshape([batch * frames, inner])).reshape([batch, frames, inner]);
+        (linear(normed, &self.out_proj), Mamba2State { conv_bcw, ssm_bhpn })
     }
 
     /// One frame: `u_bd` to `y_bd`, by the recurrence itself.
@@ -233,16 +248,30 @@ impl Mamba2 {
         let xbc_bc = activation::silu(sum);
 
         let x_bhp = xbc_bc.clone().narrow(1, 0, inner).reshape([batch, heads, width, 1]);
-        let b_bn = xbc_bc.clone().narrow(1, inner, size).reshape([batch, 1, 1, size]);
-        let c_bn = xbc_bc.narrow(1, inner + size, size).reshape([batch, 1, 1, size]);
+        // B and C of every head: those of its group.
+        let groups = config.groups;
+        let of_heads = |from: usize| {
+            let of_groups = xbc_bc.clone().narrow(1, inner + from * size, groups * size);
+            of_groups.reshape([batch, groups, 1, size]).repeat_dim(2, heads / groups).reshape([batch, heads, 1, size])
+        };
+        let (b_bh1n, c_bh1n) = (of_heads(0), of_heads(groups));
         let dt =
             activation::softplus(dt_bh + self.dt_bias_h.clone().reshape([1, heads]), 1.0).reshape([batch, heads, 1, 1]);
         let decay = (dt.clone() * self.a_log_h.clone().exp().neg().reshape([1, heads, 1, 1])).exp();
-        let ssm_bhpn = state.ssm_bhpn * decay + x_bhp.clone() * dt * b_bn;
-        let y = (ssm_bhpn.clone() * c_bn).sum_dim(3) + x_bhp * self.d_h.clone().reshape([1, heads, 1, 1]);
+        let ssm_bhpn = state.ssm_bhpn * decay + x_bhp.clone() * dt * b_bh1n;
+        let y = (ssm_bhpn.clone() * c_bh1n).sum_dim(3) + x_bhp * self.d_h.clone().reshape([1, heads, 1, 1]);
         let gated = y.reshape([batch, inner]) * activation::silu(z_bi);
-        let y_bd = rms_norm(gated, &self.norm_weight).matmul(self.out_proj.clone().transpose());
+        let y_bd = self.gated_norm(gated).matmul(self.out_proj.clone().transpose());
         (y_bd, Mamba2State { conv_bcw, ssm_bhpn })
+    }
+
+    /// RMSNorm over the channels of each group.
+    fn gated_norm(&self, gated_ri: Tensor<2>) -> Tensor<2> {
+        let [rows, inner] = gated_ri.dims();
+        let groups = self.config.groups;
+        let x = gated_ri.reshape([rows, groups, inner / groups]);
+        let scale = (x.clone().square().mean_dim(2) + NORM_EPSILON).sqrt().recip();
+        (x * scale).reshape([rows, inner]) * self.norm_weight.clone().reshape([1, inner])
     }
 }
 
@@ -255,11 +284,3 @@ fn linear(x_btd: Tensor<3>, weight_od: &Tensor<2>) -> Tensor<3> {
 
 /// Epsilon of every RMSNorm here.
 pub const NORM_EPSILON: f64 = 1e-5;
-
-/// `x / sqrt(mean(x^2) + 1e-5) * weight` over the last axis.
-fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>) -> Tensor<D> {
-    let mut shape = [1; D];
-    shape[D - 1] = weight.dims()[0];
-    let scale = (x.clone().square().mean_dim(D - 1) + NORM_EPSILON).sqrt().recip();
-    x * scale * weight.clone().reshape(shape)
-}

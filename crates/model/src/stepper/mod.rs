@@ -3,39 +3,17 @@
 //! Law: its logits equal those of `Lm::step` up to rounding (matrices are held in f16, states in f32). Streams (caption and null text) advance
 //! together, so that each weight is read once per frame; the state's size never changes.
 
+mod ein_fft;
+mod layers;
+
 use burn::tensor::Device;
-use half::f16;
-use mambo_kernels::activation::Activation;
 use mambo_kernels::half_linear::HalfLinear;
-use mambo_kernels::mamba2 as kernel;
 
 use crate::clock;
-use crate::lm::{Lm, LmConfig};
+use crate::lm::{Head, Lm, LmConfig, Positions, sinusoid};
 use crate::parameters::Parameters;
 use crate::ssm::mamba2::NORM_EPSILON;
-
-/// A linear layer from row-major `[out, in]`. Weights come from f16 files, so f16 loses nothing of them.
-fn linear(weight: &[f32], inputs: usize) -> HalfLinear {
-    let bits: Vec<u16> = weight.iter().map(|&value| f16::from_f32(value).to_bits()).collect();
-    HalfLinear::new(&bits, inputs)
-}
-
-struct Block {
-    mixer_norm: Vec<f32>,
-    in_proj: HalfLinear,
-    conv_weight: Vec<f32>,
-    conv_bias: Vec<f32>,
-    dt_bias: Vec<f32>,
-    a_log: Vec<f32>,
-    d_skip: Vec<f32>,
-    gate_norm: Vec<f32>,
-    out_proj: HalfLinear,
-    ff_norm: Vec<f32>,
-    ff_in: HalfLinear,
-    ff_in_bias: Vec<f32>,
-    ff_out: HalfLinear,
-    ff_out_bias: Vec<f32>,
-}
+use layers::{Memory, Sublayer, linear, rms_norm, values};
 
 struct HeadWeights {
     table: HalfLinear,
@@ -47,19 +25,19 @@ struct HeadWeights {
 /// The model's weights, ready for decoding.
 pub struct Stepper {
     config: LmConfig,
-    kernel: kernel::Mamba2Config,
     condition: HalfLinear,
     condition_bias: Vec<f32>,
     condition_norm: Vec<f32>,
     condition_norm_bias: Vec<f32>,
-    null_prefix: Vec<f32>,
+    /// What stands for "no caption", `[tokens, d]`.
+    null: Vec<f32>,
     told: Option<HalfLinear>,
     clock: Option<HalfLinear>,
     tempo_head: Option<(HalfLinear, Vec<f32>)>,
     echo: Vec<HalfLinear>,
     embedding: Vec<Vec<f32>>,
-    blocks: Vec<Block>,
-    final_norm: Vec<f32>,
+    sublayers: Vec<Sublayer>,
+    final_norm: Option<Vec<f32>>,
     heads: Vec<HeadWeights>,
 }
 
@@ -80,11 +58,14 @@ pub struct StepperState {
     streams: usize,
     /// Streams that hear neither clock nor echoes.
     without_beat: Vec<bool>,
-    conv: Vec<Vec<f32>>,
-    ssm: Vec<Vec<f32>>,
+    /// Of every sublayer.
+    layers: Vec<Memory>,
+    /// Position of the next token or column of each stream.
+    positions: Vec<u64>,
     /// What every frame is told of the text, `[streams, d]`; empty if nothing.
     told: Vec<f32>,
-    /// Final hidden states of the latest token or column, `[streams, d]`.
+    /// Final hidden states of the latest token or column, `[streams, d]`; before the first column of a model with
+    /// cross-attention, the mean of the text.
     latest: Vec<f32>,
 }
 
@@ -94,9 +75,9 @@ impl StepperState {
         self.streams
     }
 
-    /// Bytes held; constant while generating.
+    /// Bytes held; constant while generating, but for a stack with self-attention.
     pub fn bytes(&self) -> usize {
-        4 * self.conv.iter().chain(&self.ssm).chain([&self.told, &self.latest]).map(Vec::len).sum::<usize>()
+        4 * (self.layers.iter().map(Memory::len).sum::<usize>() + self.told.len() + self.latest.len())
     }
 
     /// The same streams, from now on deaf to clock and echoes: music without a beat, as far as they know.
@@ -110,8 +91,8 @@ impl StepperState {
     pub fn join(mut self, other: Self) -> Self {
         self.streams += other.streams;
         self.without_beat.extend(other.without_beat);
-        let layers = self.conv.iter_mut().chain(&mut self.ssm);
-        layers.zip(other.conv.into_iter().chain(other.ssm)).for_each(|(layer, more)| layer.extend(more));
+        self.layers.iter_mut().zip(other.layers).for_each(|(layer, more)| layer.join(more));
+        self.positions.extend(other.positions);
         self.told.extend(other.told);
         self.latest.extend(other.latest);
         self
@@ -124,9 +105,7 @@ impl Stepper {
     /// # Panics
     /// When `parameters` were not made by [`LmConfig::init`] of the same configuration.
     pub fn new(config: &LmConfig, parameters: &Parameters) -> Self {
-        let values = |name: &str| -> Vec<f32> {
-            parameters.get(name).unwrap_or_else(|| panic!("no parameter `{name}`")).values.clone()
-        };
+        let values = |name: &str| values(parameters, name);
         let model = Lm::new(config, &parameters.bind(&Device::flex()));
         let (embedding, head) = model.tables();
         let floats = |tensor: &burn::tensor::Tensor<2>| -> Vec<f32> {
@@ -138,7 +117,10 @@ impl Stepper {
             .enumerate()
             .map(|(k, table)| HeadWeights {
                 table: linear(&floats(table), width),
-                bias: values(&format!("lm_head.{k}.bias")),
+                bias: match config.head {
+                    Head::Published => vec![0.0; config.cardinality],
+                    _ => values(&format!("lm_head.{k}.bias")),
+                },
                 echo_gate: (!config.echo_beats.is_empty()).then(|| {
                     let name = format!("echo_gate.{k}");
                     (linear(&values(&format!("{name}.weight")), width), values(&format!("{name}.bias")))
@@ -148,36 +130,15 @@ impl Stepper {
                     .then(|| (values(&format!("same_again.{k}.weight")), values(&format!("same_again.{k}.bias"))[0])),
             })
             .collect();
-        let blocks = (0..config.layers)
-            .map(|i| {
-                let mixer = |name: &str| values(&format!("backbone.{i}.mamba.mamba.{name}"));
-                let ff = |name: &str| values(&format!("backbone.{i}.ff.{name}"));
-                Block {
-                    mixer_norm: values(&format!("backbone.{i}.mamba.norm.weight")),
-                    in_proj: linear(&mixer("in_proj.weight"), width),
-                    conv_weight: mixer("conv1d.weight"),
-                    conv_bias: mixer("conv1d.bias"),
-                    dt_bias: mixer("dt_bias"),
-                    a_log: mixer("A_log"),
-                    d_skip: mixer("D"),
-                    gate_norm: mixer("norm.weight"),
-                    out_proj: linear(&mixer("out_proj.weight"), config.mixer().d_inner()),
-                    ff_norm: ff("norm.weight"),
-                    ff_in: linear(&ff("feed_forward.0.weight"), width),
-                    ff_in_bias: ff("feed_forward.0.bias"),
-                    ff_out: linear(&ff("feed_forward.3.weight"), config.ff_multiple * width),
-                    ff_out_bias: ff("feed_forward.3.bias"),
-                }
-            })
-            .collect();
-        Self {
+        let stack = config.stack();
+        let parts = (0..config.layers).flat_map(|i| config.backbone.sublayers().iter().map(move |&part| (i, part)));
+        let mut stepper = Self {
             config: config.clone(),
-            kernel: config.mixer().kernel(),
             condition: linear(&values("condition_linear.weight"), config.text_width),
             condition_bias: values("condition_linear.bias"),
             condition_norm: values("condition_norm.weight"),
             condition_norm_bias: values("condition_norm.bias"),
-            null_prefix: values("null_prefix"),
+            null: Vec::new(),
             told: config.text_in_every_frame.then(|| linear(&values("told.weight"), width)),
             clock: config.beat_clock.then(|| linear(&values("clock.weight"), clock::FEATURES)),
             tempo_head: config
@@ -187,10 +148,15 @@ impl Stepper {
                 .map(|lag| linear(&values(&format!("echo.{lag}.weight")), width))
                 .collect(),
             embedding: embedding.iter().map(floats).collect(),
-            blocks,
-            final_norm: values("final_norm.weight"),
+            sublayers: parts.map(|(i, part)| Sublayer::new(&stack, i, part, parameters)).collect(),
+            final_norm: config.final_norm.then(|| values("final_norm.weight")),
             heads,
-        }
+        };
+        stepper.null = match config.null_tokens {
+            0 => stepper.token(&vec![0.0; config.text_width]),
+            _ => values("null_prefix"),
+        };
+        stepper
     }
 
     /// The model's configuration.
@@ -204,39 +170,41 @@ impl Stepper {
     /// When the caption is no multiple of the text width.
     pub fn start(&self, text: Option<&[f32]>) -> StepperState {
         let config = &self.config;
+        let text = match text.filter(|text| !text.is_empty()) {
+            Some(text) => {
+                assert_eq!(text.len() % config.text_width, 0, "text states must be [tokens, width]");
+                text.chunks_exact(config.text_width).flat_map(|token| self.token(token)).collect()
+            }
+            None => self.null.clone(),
+        };
+        let mut mean = vec![0.0; config.d_model];
+        let tokens = text.chunks_exact(config.d_model);
+        let share = 1.0 / tokens.len() as f32;
+        tokens.clone().for_each(|token| mean.iter_mut().zip(token).for_each(|(mean, value)| *mean += share * value));
         let mut state = StepperState {
             streams: 1,
             without_beat: vec![false],
-            conv: vec![vec![0.0; self.kernel.conv_state_size()]; config.layers],
-            ssm: vec![vec![0.0; self.kernel.ssm_state_size()]; config.layers],
+            layers: self.sublayers.iter().map(|sublayer| sublayer.start(&text)).collect(),
+            positions: vec![0],
             told: Vec::new(),
-            latest: Vec::new(),
-        };
-        let prefix: Vec<Vec<f32>> = match text.filter(|text| !text.is_empty()) {
-            Some(text) => {
-                assert_eq!(text.len() % config.text_width, 0, "text states must be [tokens, width]");
-                let token = |token: &[f32]| {
-                    let mut x = self.condition_bias.clone();
-                    self.condition.add(token, &mut x);
-                    layer_norm(&mut x, &self.condition_norm, &self.condition_norm_bias);
-                    x
-                };
-                text.chunks_exact(config.text_width).map(token).collect()
-            }
-            None => self.null_prefix.chunks_exact(config.d_model).map(<[f32]>::to_vec).collect(),
+            latest: mean,
         };
         if let Some(weight) = &self.told {
-            let mut mean = vec![0.0; config.d_model];
-            for token in &prefix {
-                mean.iter_mut().zip(token).for_each(|(mean, value)| *mean += value / prefix.len() as f32);
-            }
             state.told = vec![0.0; config.d_model];
-            weight.add(&mean, &mut state.told);
+            weight.add(&state.latest, &mut state.told);
         }
-        for token in prefix {
-            self.advance(token, &mut state);
+        if !config.backbone.is_cross() {
+            tokens.for_each(|token| self.advance(token.to_vec(), &mut state));
         }
         state
+    }
+
+    /// A token's text states as the stack reads them.
+    fn token(&self, states: &[f32]) -> Vec<f32> {
+        let mut x = self.condition_bias.clone();
+        self.condition.add(states, &mut x);
+        layer_norm(&mut x, &self.condition_norm, &self.condition_norm_bias);
+        x
     }
 
     /// Logits of the tempo classes of each stream, `[streams, classes]`, right after the text; `None` for a model
@@ -313,47 +281,24 @@ impl Stepper {
         self.heads.iter().enumerate().map(logits).collect()
     }
 
-    /// Runs the stack on `h` (`[streams, d]`) and keeps the final normed states.
+    /// Runs the stack on `h` (`[streams, d]`) and keeps the final states.
     fn advance(&self, mut h: Vec<f32>, state: &mut StepperState) {
-        let rows = state.streams;
-        for (i, block) in self.blocks.iter().enumerate() {
-            let normed = rms_norm(&h, &block.mixer_norm);
-            let mut projected = vec![0.0; rows * self.kernel.projected()];
-            block.in_proj.add(&normed, &mut projected);
-            let mut gated = vec![0.0; rows * self.kernel.inner];
-            let weights = kernel::Weights {
-                conv_weight: &block.conv_weight,
-                conv_bias: &block.conv_bias,
-                dt_bias: &block.dt_bias,
-                a_log: &block.a_log,
-                d_skip: &block.d_skip,
-                norm: &block.gate_norm,
-            };
-            let (conv, ssm) = (&mut state.conv[i], &mut state.ssm[i]);
-            kernel::step(&self.kernel, rows, &projected, &weights, conv, ssm, &mut gated);
-            block.out_proj.add(&gated, &mut h);
-
-            let normed = rms_norm(&h, &block.ff_norm);
-            let mut wide = block.ff_in_bias.repeat(rows);
-            block.ff_in.add(&normed, &mut wide);
-            let wide = Activation::Gelu.forward(&wide, None);
-            for row in h.chunks_exact_mut(block.ff_out_bias.len()) {
-                row.iter_mut().zip(&block.ff_out_bias).for_each(|(h, bias)| *h += bias);
+        if self.config.positions == Positions::Sinusoidal {
+            let mut place = vec![0.0; self.config.d_model];
+            for (row, &position) in h.chunks_exact_mut(place.len()).zip(&state.positions) {
+                sinusoid(position, &mut place);
+                row.iter_mut().zip(&place).for_each(|(value, place)| *value += place);
             }
-            block.ff_out.add(&wide, &mut h);
         }
-        state.latest = rms_norm(&h, &self.final_norm);
+        state.positions.iter_mut().for_each(|position| *position += 1);
+        for (sublayer, memory) in self.sublayers.iter().zip(&mut state.layers) {
+            sublayer.advance(&mut h, memory);
+        }
+        state.latest = match &self.final_norm {
+            Some(weight) => rms_norm(&h, weight),
+            None => h,
+        };
     }
-}
-
-fn rms_norm(x: &[f32], weight: &[f32]) -> Vec<f32> {
-    let mut out = Vec::with_capacity(x.len());
-    for row in x.chunks_exact(weight.len()) {
-        let square: f32 = row.iter().map(|value| value * value).sum();
-        let scale = 1.0 / (square / row.len() as f32 + NORM_EPSILON as f32).sqrt();
-        out.extend(row.iter().zip(weight).map(|(value, weight)| value * scale * weight));
-    }
-    out
 }
 
 fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32]) {

@@ -1,0 +1,239 @@
+//! The sublayers of [`crate::backbone`] for one frame at a time, on slices.
+
+use half::f16;
+use mambo_kernels::activation::Activation;
+use mambo_kernels::half_linear::HalfLinear;
+use mambo_kernels::mamba2 as kernel;
+
+use crate::backbone::{ChannelMixer, Part, StackConfig};
+use crate::parameters::Parameters;
+use crate::ssm::mamba2::NORM_EPSILON;
+
+use super::ein_fft::EinFft;
+
+/// A linear layer from row-major `[out, in]`. Weights come from f16 files, so f16 loses nothing of them.
+pub(super) fn linear(weight: &[f32], inputs: usize) -> HalfLinear {
+    let bits: Vec<u16> = weight.iter().map(|&value| f16::from_f32(value).to_bits()).collect();
+    HalfLinear::new(&bits, inputs)
+}
+
+/// The values of a parameter.
+///
+/// # Panics
+/// When there is none of that name.
+pub(super) fn values(parameters: &Parameters, name: &str) -> Vec<f32> {
+    parameters.get(name).unwrap_or_else(|| panic!("no parameter `{name}`")).values.clone()
+}
+
+/// What the streams remember of one sublayer, one stream after the other.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Memory {
+    /// Convolution inputs and state of a state-space layer; their size never changes.
+    Ssm { conv: Vec<f32>, ssm: Vec<f32> },
+    /// Keys, then values, of each stream: `[places, 2 d]`. Of all frames so far, or of the text.
+    KeyValues(Vec<Vec<f32>>),
+    /// Channel mixers remember nothing.
+    Nothing,
+}
+
+impl Memory {
+    /// Adds the streams of `other` behind these.
+    pub fn join(&mut self, other: Self) {
+        match (self, other) {
+            (Self::Ssm { conv, ssm }, Self::Ssm { conv: more_conv, ssm: more_ssm }) => {
+                conv.extend(more_conv);
+                ssm.extend(more_ssm);
+            }
+            (Self::KeyValues(streams), Self::KeyValues(more)) => streams.extend(more),
+            (Self::Nothing, Self::Nothing) => {}
+            (one, other) => panic!("streams of different models: {one:?} and {other:?}"),
+        }
+    }
+
+    /// Values held.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Ssm { conv, ssm } => conv.len() + ssm.len(),
+            Self::KeyValues(streams) => streams.iter().map(Vec::len).sum(),
+            Self::Nothing => 0,
+        }
+    }
+}
+
+/// A sublayer and the norm before it.
+pub(super) struct Sublayer {
+    norm: Vec<f32>,
+    layer: Layer,
+}
+
+enum Layer {
+    Mamba2(Mamba2),
+    SelfAttention { heads: usize, in_proj: HalfLinear, out_proj: HalfLinear },
+    CrossAttention { heads: usize, q_proj: HalfLinear, kv_proj: HalfLinear, out_proj: HalfLinear },
+    EinFft(EinFft),
+    FeedForward { wide: HalfLinear, wide_bias: Vec<f32>, back: HalfLinear, back_bias: Vec<f32> },
+}
+
+struct Mamba2 {
+    kernel: kernel::Mamba2Config,
+    in_proj: HalfLinear,
+    conv_weight: Vec<f32>,
+    conv_bias: Vec<f32>,
+    dt_bias: Vec<f32>,
+    a_log: Vec<f32>,
+    d_skip: Vec<f32>,
+    norm: Vec<f32>,
+    out_proj: HalfLinear,
+}
+
+impl Sublayer {
+    pub fn new(config: &StackConfig, index: usize, part: Part, parameters: &Parameters) -> Self {
+        let prefix = format!("backbone.{index}.{}", part.name());
+        let width = config.width();
+        let value = |name: &str| values(parameters, &format!("{prefix}.{name}"));
+        let matrix = |name: &str, inputs: usize| linear(&value(name), inputs);
+        let heads = width / config.attention_head_dim;
+        let layer = match part {
+            Part::Mixer | Part::SecondMixer => Layer::Mamba2(Mamba2 {
+                kernel: config.mixer.kernel(),
+                in_proj: matrix("mamba.in_proj.weight", width),
+                conv_weight: value("mamba.conv1d.weight"),
+                conv_bias: value("mamba.conv1d.bias"),
+                dt_bias: value("mamba.dt_bias"),
+                a_log: value("mamba.A_log"),
+                d_skip: value("mamba.D"),
+                norm: value("mamba.norm.weight"),
+                out_proj: matrix("mamba.out_proj.weight", config.mixer.d_inner()),
+            }),
+            Part::SelfAttention => Layer::SelfAttention {
+                heads,
+                in_proj: matrix("in_proj.weight", width),
+                out_proj: matrix("out_proj.weight", width),
+            },
+            Part::CrossAttention => Layer::CrossAttention {
+                heads,
+                q_proj: matrix("q_proj.weight", width),
+                kv_proj: matrix("kv_proj.weight", width),
+                out_proj: matrix("out_proj.weight", width),
+            },
+            Part::ChannelMixer => match config.channel_mixer {
+                ChannelMixer::FeedForward => Layer::FeedForward {
+                    wide: matrix("feed_forward.0.weight", width),
+                    wide_bias: value("feed_forward.0.bias"),
+                    back: matrix("feed_forward.3.weight", config.ff_width),
+                    back_bias: value("feed_forward.3.bias"),
+                },
+                ChannelMixer::EinFft => {
+                    let layer =
+                        |at: usize| (value(&format!("ein_fft.weight_{at}")), value(&format!("ein_fft.bias_{at}")));
+                    Layer::EinFft(EinFft::new(width, config.fft_blocks, [layer(1), layer(2)]))
+                }
+            },
+        };
+        Self { norm: value("norm.weight"), layer }
+    }
+
+    /// What one stream remembers before its first frame; `text` `[tokens, d]` is what cross-attention attends to.
+    pub fn start(&self, text: &[f32]) -> Memory {
+        match &self.layer {
+            Layer::Mamba2(layer) => Memory::Ssm {
+                conv: vec![0.0; layer.kernel.conv_state_size()],
+                ssm: vec![0.0; layer.kernel.ssm_state_size()],
+            },
+            Layer::SelfAttention { .. } => Memory::KeyValues(vec![Vec::new()]),
+            Layer::CrossAttention { kv_proj, .. } => {
+                let mut kv = vec![0.0; text.len() / self.norm.len() * kv_proj.outputs()];
+                kv_proj.add(text, &mut kv);
+                Memory::KeyValues(vec![kv])
+            }
+            Layer::FeedForward { .. } | Layer::EinFft(_) => Memory::Nothing,
+        }
+    }
+
+    /// `h += layer(norm(h))` for `[streams, d]`.
+    pub fn advance(&self, h: &mut [f32], memory: &mut Memory) {
+        let normed = rms_norm(h, &self.norm);
+        let width = self.norm.len();
+        let rows = h.len() / width;
+        match (&self.layer, memory) {
+            (Layer::Mamba2(layer), Memory::Ssm { conv, ssm }) => {
+                let mut projected = vec![0.0; rows * layer.kernel.projected()];
+                layer.in_proj.add(&normed, &mut projected);
+                let mut gated = vec![0.0; rows * layer.kernel.inner];
+                let weights = kernel::Weights {
+                    conv_weight: &layer.conv_weight,
+                    conv_bias: &layer.conv_bias,
+                    dt_bias: &layer.dt_bias,
+                    a_log: &layer.a_log,
+                    d_skip: &layer.d_skip,
+                    norm: &layer.norm,
+                };
+                kernel::step(&layer.kernel, rows, &projected, &weights, conv, ssm, &mut gated);
+                layer.out_proj.add(&gated, h);
+            }
+            (Layer::SelfAttention { heads, in_proj, out_proj }, Memory::KeyValues(streams)) => {
+                let mut qkv = vec![0.0; rows * 3 * width];
+                in_proj.add(&normed, &mut qkv);
+                let mut mixed = vec![0.0; rows * width];
+                for ((row, kv), out) in qkv.chunks_exact(3 * width).zip(streams).zip(mixed.chunks_exact_mut(width)) {
+                    kv.extend_from_slice(&row[width..]);
+                    attend(&row[..width], kv, *heads, out);
+                }
+                out_proj.add(&mixed, h);
+            }
+            (Layer::CrossAttention { heads, q_proj, out_proj, .. }, Memory::KeyValues(streams)) => {
+                let mut queries = vec![0.0; rows * width];
+                q_proj.add(&normed, &mut queries);
+                let mut mixed = vec![0.0; rows * width];
+                for ((query, kv), out) in queries.chunks_exact(width).zip(streams).zip(mixed.chunks_exact_mut(width)) {
+                    attend(query, kv, *heads, out);
+                }
+                out_proj.add(&mixed, h);
+            }
+            (Layer::FeedForward { wide, wide_bias, back, back_bias }, Memory::Nothing) => {
+                let mut inner = wide_bias.repeat(rows);
+                wide.add(&normed, &mut inner);
+                let inner = Activation::Gelu.forward(&inner, None);
+                for row in h.chunks_exact_mut(width) {
+                    row.iter_mut().zip(back_bias).for_each(|(h, bias)| *h += bias);
+                }
+                back.add(&inner, h);
+            }
+            (Layer::EinFft(layer), Memory::Nothing) => layer.add(&normed, h),
+            (_, memory) => panic!("memory of another kind of layer: {memory:?}"),
+        }
+    }
+}
+
+fn attend(query: &[f32], kv: &[f32], heads: usize, out: &mut [f32]) {
+    let width = query.len();
+    let head = width / heads;
+    let places = kv.len() / (2 * width);
+    for h in 0..heads {
+        let q = &query[h * head..][..head];
+        let mut scores: Vec<f32> = (0..places)
+            .map(|p| {
+                let k = &kv[p * 2 * width + h * head..][..head];
+                q.iter().zip(k).map(|(a, b)| a * b).sum::<f32>() / (head as f32).sqrt()
+            })
+            .collect();
+        let most = scores.iter().copied().fold(f32::MIN, f32::max);
+        scores.iter_mut().for_each(|s| *s = (*s - most).exp());
+        let sum: f32 = scores.iter().sum();
+        let out = &mut out[h * head..][..head];
+        for (p, s) in scores.iter().enumerate() {
+            let v = &kv[p * 2 * width + width + h * head..][..head];
+            out.iter_mut().zip(v).for_each(|(o, v)| *o += s / sum * v);
+        }
+    }
+}
+
+pub(super) fn rms_norm(x: &[f32], weight: &[f32]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len());
+    for row in x.chunks_exact(weight.len()) {
+        let square: f32 = row.iter().map(|value| value * value).sum();
+        let scale = 1.0 / (square / row.len() as f32 + NORM_EPSILON as f32).sqrt();
+        out.extend(row.iter().zip(weight).map(|(value, weight)| value * scale * weight));
+    }
+    out
+}
