@@ -76,11 +76,16 @@ pub enum LmFolderError {
 impl LmFile {
     /// Writes `lm.toml` and `lm.safetensors` (f16) to `folder`, which must exist.
     pub fn save(&self, folder: &Path, parameters: &Parameters) -> Result<(), LmFolderError> {
+        self.save_as(folder, parameters, Precision::F16)
+    }
+
+    /// The same with the weights in another number format.
+    pub fn save_as(&self, folder: &Path, parameters: &Parameters, precision: Precision) -> Result<(), LmFolderError> {
         let path = folder.join(CONFIG_FILE);
         let text = toml::to_string_pretty(self).expect("a model description is plain data");
         write_atomically(&path, text.as_bytes()).map_err(|source| WriteError { path, source })?;
         let note = serde_json::to_string(self).expect("a model description is plain data");
-        Ok(parameters.save(&folder.join(WEIGHTS_FILE), Precision::F16, &note)?)
+        Ok(parameters.save(&folder.join(WEIGHTS_FILE), precision, &note)?)
     }
 
     /// Reads a folder: the description and all weights.

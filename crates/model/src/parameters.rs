@@ -4,13 +4,16 @@
 //! the network takes its tensors from the [`Bound`] set by name, and [`Bound::gradients`] returns one
 //! gradient slice per parameter in the same order.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use half::f16;
 use rand_chacha::ChaCha8Rng;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, TensorView, View};
 
 use crate::random;
 use crate::weights::{Weights, WeightsError};
@@ -181,18 +184,14 @@ impl Parameters {
     /// Writes all parameters to one safetensors file (beside, synced, then renamed into place).
     /// `note` is free text for the header, e.g. the configuration as JSON.
     pub fn save(&self, path: &Path, precision: Precision, note: &str) -> Result<(), WriteError> {
-        let dtype = match precision {
-            Precision::F32 => Dtype::F32,
-            Precision::F16 => Dtype::F16,
+        let encoded = self.list.iter().map(|parameter| (parameter.name.as_str(), Encoded { parameter, precision }));
+        let write = |beside: &Path| {
+            // The library makes its files private; this one shall be like any other.
+            let permissions = File::create(beside)?.metadata()?.permissions();
+            safetensors::serialize_to_file(encoded, Some(header(note)), beside).map_err(std::io::Error::other)?;
+            std::fs::set_permissions(beside, permissions)
         };
-        let encode = |values: &[f32]| -> Vec<u8> {
-            match precision {
-                Precision::F32 => bytemuck::cast_slice(values).to_vec(),
-                Precision::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
-            }
-        };
-        let tensors = self.list.iter().map(|p| (p.name.clone(), dtype, p.shape.clone(), encode(&p.values)));
-        write_tensors(path, tensors.collect(), note).map_err(|source| WriteError { path: path.to_owned(), source })
+        replace(path, write).map_err(|source| WriteError { path: path.to_owned(), source })
     }
 
     /// Overwrites all values from a safetensors file (f32, f16 or bf16); names and shapes must match.
@@ -203,6 +202,46 @@ impl Parameters {
         }
         file.finish()
     }
+}
+
+/// A parameter as it is written: encoded when its turn comes, so that a model is never in memory twice.
+struct Encoded<'a> {
+    parameter: &'a Parameter,
+    precision: Precision,
+}
+
+impl View for Encoded<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.precision {
+            Precision::F32 => Dtype::F32,
+            Precision::F16 => Dtype::F16,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.parameter.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let values = &self.parameter.values;
+        match self.precision {
+            Precision::F32 => Cow::Borrowed(bytemuck::cast_slice(values)),
+            Precision::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        let bytes = match self.precision {
+            Precision::F32 => 4,
+            Precision::F16 => 2,
+        };
+        bytes * self.parameter.values.len()
+    }
+}
+
+/// One key only: the header is written from a hash map, whose order would change the bytes.
+fn header(note: &str) -> HashMap<String, String> {
+    HashMap::from([("mambo".to_owned(), note.to_owned())])
 }
 
 /// Writes named tensors (name, type, shape, little-endian bytes) as safetensors, atomically, with `note`
@@ -217,26 +256,26 @@ pub fn write_tensors(
         let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(std::io::Error::other)?;
         views.push((name.as_str(), view));
     }
-    // One key only: the header is written from a hash map, whose order would change the bytes.
-    let header = std::collections::HashMap::from([("mambo".to_owned(), note.to_owned())]);
-    let bytes = safetensors::serialize(views, Some(header)).map_err(std::io::Error::other)?;
+    let bytes = safetensors::serialize(views, Some(header(note))).map_err(std::io::Error::other)?;
     write_atomically(path, &bytes)
 }
 
 /// Writes `bytes` so that a crash leaves either the old file or the new one: beside, fsync, rename.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
+    replace(path, |beside| File::create(beside)?.write_all(bytes))
+}
+
+/// Lets `write` make a file beside `path`, syncs it and renames it into place.
+fn replace(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".part");
     let beside = path.with_file_name(name);
-    let mut file = std::fs::File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
+    write(&beside)?;
+    File::options().write(true).open(&beside)?.sync_all()?;
     std::fs::rename(&beside, path)?;
     if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         // The rename itself must survive a crash too; some file systems refuse to sync a folder.
-        if let Ok(handle) = std::fs::File::open(folder) {
+        if let Ok(handle) = File::open(folder) {
             let _ = handle.sync_all();
         }
     }

@@ -331,7 +331,10 @@ fn the_spelling_of_newer_protocols_is_read_too() {
 
 #[test]
 fn attributes_count_where_they_are_all_there_is() {
-    let namespace = |class: &str| [b"c", class.as_bytes(), b"\n)\x81"].concat(), piece::dictionary(&[("a", piece::int(7))]), b"b".to_vec()].concat();
+    let namespace = |class: &str| {
+        let object = [b"c", class.as_bytes(), b"\n)\x81"].concat();
+        [object, piece::dictionary(&[("a", piece::int(7))]), b"b".to_vec()].concat()
+    };
     let of = |class: &str| {
         let more = [("hyper_parameters", namespace(class))];
         open(lightning(&[("a", Tensor::plain("0", &[1]))], &[("0", floats([1.0]))], &more)).unwrap()

@@ -28,20 +28,13 @@ fn good() -> Vec<u8> {
     std::fs::read(golden("ssm_ttm.ckpt")).unwrap()
 }
 
+#[track_caller]
 fn reason(bytes: Vec<u8>) -> String {
     match open(bytes) {
         Err(CheckpointError::Archive { reason, .. }) => reason,
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("it was accepted"),
     }
-}
-
-/// Replaces the only place where `from` stands.
-fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
-    let places: Vec<usize> =
-        bytes.windows(from.len()).enumerate().filter(|(_, window)| *window == from).map(|(at, _)| at).collect();
-    assert_eq!(places.len(), 1, "{from:x?}");
-    [&bytes[..places[0]], to, &bytes[places[0] + from.len()..]].concat()
 }
 
 #[test]
@@ -78,11 +71,7 @@ fn entries_that_lie_are_refused() {
     assert!(patched(record + 8, &[1, 0]).contains("encrypted"));
     // The second record points at the first entry's header, then into its content.
     assert!(patched(after + 42, &[0; 4]).contains("not where the directory says"));
-    assert!(patched(after + 42, &[44, 0, 0, 0]).contains("not where the directory says"));
-    // Two records of one entry under names of one length.
-    let twins = zip(&[("a/data.pkl", &first), ("a/x.pk", &second), ("a/y.pk", &second)]);
-    let twins = replace(&twins, &[&[0; 4], &b"PK\x01\x02"[..]].concat(), &[&[0; 4], &b"PK\x01\x02"[..]].concat());
-    assert!(open(twins).is_ok());
+    assert!(patched(after + 42, &[40, 0, 0, 0]).contains("not where the directory says"));
     // Longer than stored, longer than the file, into the directory, into the next entry.
     assert!(patched(record + 24, &[9]).contains("claims 9"));
     let both = |length: u32| [length.to_le_bytes(), length.to_le_bytes()].concat();
@@ -136,17 +125,19 @@ fn a_claimed_length_is_no_allocation() {
         read(good()).unwrap();
         peak()
     };
+    for huge in [1_u32 << 30, i32::MAX as u32, u32::MAX] {
+        for opcode in *b"XB\x8b" {
+            let pickle = piece::whole(&[&[opcode][..], &huge.to_le_bytes()].concat());
+            assert!(matches!(open(archive(&pickle)), Err(CheckpointError::Pickle { .. })), "{opcode:#x} {huge}");
+        }
+        // A place in the memo is a name, not a size.
+        assert!(open(archive(&piece::whole(&[&b"Nr"[..], &huge.to_le_bytes()].concat()))).is_ok());
+    }
     for huge in [1_u64 << 31, 0xffff_fff0, 1 << 40, u64::MAX >> 1, u64::MAX] {
         for opcode in [0x8d_u8, 0x8e, 0x96, 0x95] {
             let pickle = piece::whole(&[&[opcode][..], &huge.to_le_bytes()].concat());
             assert!(matches!(open(archive(&pickle)), Err(CheckpointError::Pickle { .. })), "{opcode:#x} {huge}");
         }
-        for opcode in *b"XB\x8b" {
-            let pickle = piece::whole(&[&[opcode][..], &(huge as u32).to_le_bytes()].concat());
-            assert!(open(archive(&pickle)).is_err(), "{opcode:#x} {huge}");
-        }
-        let sparse = piece::whole(&[b"Nr".to_vec(), (huge as u32).to_le_bytes().to_vec()].concat());
-        assert!(open(archive(&sparse)).is_ok());
         let count = (huge >> 1) as i64;
         let tensor = Tensor { count, shape: vec![count], ..Tensor::plain("0", &[1]) };
         assert!(open(lightning(&[("a", tensor)], &[("0", floats([1.0]))], &[])).is_err());

@@ -9,6 +9,12 @@ use std::io::{Read, Seek};
 use std::path::Path;
 
 use super::{Checkpoint, CheckpointError, Plain, StoredTensor, shown};
+use crate::backbone::{BackboneKind, ChannelMixer};
+use crate::generate::LmFile;
+use crate::lm::{Head, LmConfig, LmConfigError, Positions};
+use crate::parameters::Parameters;
+use crate::sampler::Sampling;
+use crate::tokens::CodecSpec;
 use crate::weights::WeightsError;
 
 /// What stands before the names of the language model.
@@ -19,6 +25,9 @@ const TEXT_PREFIX: &str = "text_encoder.";
 pub const HEAD_DIM: usize = 64;
 /// Taps of the convolution, left at the default too.
 const TAPS: usize = 4;
+
+/// Frames of a training clip: 30 seconds of MP3 with the encoder's padding.
+const TRAINED_FRAMES: usize = 2588;
 
 /// Sizes of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +83,70 @@ pub struct SsmTtm {
     pub step: Option<i64>,
     /// What was not taken.
     pub left_out: LeftOut,
+}
+
+impl SsmTtm {
+    /// The model folder's description, and its weights as they are.
+    ///
+    /// # Errors
+    /// [`LmConfigError`] for sizes beyond what a model can have.
+    ///
+    /// # Panics
+    /// When the tensors are not those that the sizes ask for; [`read`] checks that.
+    pub fn into_model(self) -> Result<(LmFile, Parameters), LmConfigError> {
+        let Sizes { codebooks, cardinality, d_model, layers, d_state, inner, feed_forward, text_width } = self.sizes;
+        let model = LmConfig {
+            codebooks,
+            // The published pattern has codebook k begin in column k + 1 because it counts the start column.
+            delays: (0..codebooks).collect(),
+            cardinality,
+            d_model,
+            layers,
+            backbone: BackboneKind::PrefixSimba,
+            d_state,
+            head_dim: HEAD_DIM,
+            groups: 1,
+            expand: inner / d_model,
+            chunk: 64,
+            attention_head_dim: 64,
+            channel_mixer: ChannelMixer::FeedForward,
+            ff_multiple: feed_forward / d_model,
+            fft_blocks: 4,
+            positions: Positions::Sinusoidal,
+            final_norm: false,
+            text_width,
+            null_tokens: 0,
+            head: Head::Published,
+            codec_width: 0,
+            same_again: false,
+            beat_clock: false,
+            echo_beats: Vec::new(),
+            text_in_every_frame: false,
+        };
+        let mut parameters = model.blank()?;
+        let mut values: BTreeMap<String, Vec<f32>> =
+            self.tensors.into_iter().map(|tensor| (tensor.name, tensor.values)).collect();
+        for parameter in parameters.list_mut() {
+            parameter.values = values.remove(&parameter.name).expect("a tensor for every parameter");
+        }
+        assert!(values.is_empty(), "tensors without a parameter: {:?}", values.keys());
+        // DAC at 44.1 kHz (arXiv 2306.06546), of whose nine codebooks the model speaks the first.
+        let codec = CodecSpec { name: "dac".into(), sample_rate: 44_100, hop: 512, levels: 9, cardinality };
+        let frames = |seconds: f64| codec.frames_for(seconds);
+        // Temperature, top-k and guidance are those of the published scripts, the window is the trained length. What
+        // stays after a turn is as long as in Mambo's own models.
+        let sampling = Sampling {
+            temperature: 1.2,
+            top_k: 250,
+            top_p: 1.0,
+            guidance: 3.0,
+            window: TRAINED_FRAMES,
+            opening: frames(5.0),
+            overlap: frames(1.0),
+            ..Sampling::default()
+        };
+        Ok((LmFile { model, codec, sampling }, parameters))
+    }
 }
 
 /// Reads the language model of the checkpoint at `path`. `report` is told how many numbers have been read, of how many.

@@ -1,4 +1,6 @@
 //! Checkpoints written by hand: archives of stored entries, and pickles put together opcode by opcode.
+// Each test file uses its part.
+#![allow(dead_code)]
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
