@@ -15,7 +15,7 @@ fn error(output: &Output) -> String {
 #[test]
 fn every_verb_explains_itself() {
     let folder = tempfile::tempdir().unwrap();
-    let verbs: [&[&str]; 13] = [
+    let verbs: [&[&str]; 15] = [
         &["--help"],
         &["generate", "--help"],
         &["data", "fetch", "debian", "--help"],
@@ -28,6 +28,8 @@ fn every_verb_explains_itself() {
         &["train", "lm", "--help"],
         &["eval", "codec", "--help"],
         &["eval", "model", "--help"],
+        &["import", "--help"],
+        &["import", "ssm-ttm", "--help"],
         &["inspect", "--help"],
     ];
     for verb in verbs {
@@ -40,12 +42,14 @@ fn every_verb_explains_itself() {
 #[test]
 fn wrong_usage_is_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
-    let wrong: [&[&str]; 6] = [
+    let wrong: [&[&str]; 8] = [
         &[],
         &["sing"],
         &["generate", "x", "--seconds", "-3"],
         &["generate", "x", "--count", "0"],
         &["prepare", "corpus"],
+        &["import", "file.ckpt"],
+        &["import", "ssm-ttm", "file.ckpt"],
         &["eval", "model", "--corpus", "corpus", "--shards", "shards", "--split", "train"],
     ];
     for arguments in wrong {
@@ -103,4 +107,74 @@ fn inspect_describes_sound_as_json() {
     let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((facts["sample rate"].as_u64(), facts["seconds"].as_f64()), (Some(8000), Some(1.0)));
     assert!(facts["format"].as_str().unwrap().to_lowercase().contains("wav"), "{facts}");
+}
+
+/// A tiny checkpoint in the published layout.
+const CHECKPOINT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/crates/model/tests/golden/ssm_ttm.ckpt");
+
+#[test]
+fn import_writes_a_model_folder_and_spares_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let import = |more: &[&str]| {
+        mambo(folder.path(), &[&["import", "ssm-ttm", CHECKPOINT, "--output", "models/new"], more].concat())
+    };
+    // The folder above is made too.
+    let output = import(&[]);
+    assert!(output.status.success(), "{}", error(&output));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    for word in ["models/new", "2 blocks of width 32", "21500 steps", "left out: 3 tensors of the text encoder, 61 of"]
+    {
+        assert!(said.contains(word), "{said} should mention {word}");
+    }
+    let made = folder.path().join("models/new");
+    let names = || {
+        let mut names: Vec<_> = made.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["lm.safetensors", "lm.toml"]);
+    assert_eq!(folder.path().join("models").read_dir().unwrap().count(), 1, "nothing is left beside it");
+    let facts: serde_json::Value =
+        serde_json::from_slice(&mambo(folder.path(), &["inspect", "models/new", "--json"]).stdout).unwrap();
+    assert_eq!(facts["language model"]["shape"]["head"], "published");
+
+    std::fs::write(made.join("notes.txt"), "mine").unwrap();
+    std::fs::write(made.join("lm.toml"), "mine").unwrap();
+    let refused = import(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(error(&refused).contains("--force"), "{}", error(&refused));
+    assert_eq!(std::fs::read_to_string(made.join("lm.toml")).unwrap(), "mine");
+    let output = import(&["--force", "--json"]);
+    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((facts["step"].as_u64(), facts["model"]["codebooks"].as_u64()), (Some(21_500), Some(2)));
+    assert_eq!(std::fs::read_to_string(made.join("notes.txt")).unwrap(), "mine");
+    assert!(std::fs::read_to_string(made.join("lm.toml")).unwrap().contains("prefix_simba"));
+}
+
+#[test]
+fn a_checkpoint_is_listed_and_one_with_a_program_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = mambo(folder.path(), &["inspect", CHECKPOINT]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    for line in [
+        "hyper_parameters.config.model.d_state: 16",
+        "  state_dict.music_model.embedding.1.weight  [17,32]  F32",
+        "  optimizer_states.0.state.0.exp_avg  [32]  F32",
+    ] {
+        assert!(said.lines().any(|said| said == line), "{said} should have the line {line}");
+    }
+    // The name of a dictionary class becomes, byte for byte, that of a way to run a program.
+    let bytes = std::fs::read(CHECKPOINT).unwrap();
+    let (data, program) = (b"ccollections\nOrderedDict\n", b"csubprocess\ncheck_output\n");
+    let at = bytes.windows(data.len()).position(|window| window == data).unwrap();
+    let hostile = [&bytes[..at], program, &bytes[at + data.len()..]].concat();
+    std::fs::write(folder.path().join("hostile.ckpt"), hostile).unwrap();
+    for arguments in [&["inspect", "hostile.ckpt"][..], &["import", "ssm-ttm", "hostile.ckpt", "-o", "made"]] {
+        let output = mambo(folder.path(), arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        for word in ["hostile.ckpt", "`subprocess.check_output`", "nothing was run"] {
+            assert!(error(&output).contains(word), "{arguments:?}: {}", error(&output));
+        }
+    }
+    assert!(!folder.path().join("made").exists());
 }

@@ -281,10 +281,11 @@ impl GenerateArguments {
     }
 }
 
-fn progress(samples: u64) -> ProgressBar {
+/// A bar for work of `total` units.
+pub fn progress(total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {percent:>3} %  {eta} left")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(samples).with_style(style)
+    ProgressBar::new(total).with_style(style)
 }
 
 fn random_seed() -> u64 {

@@ -8,21 +8,22 @@ use clap::Args;
 use mambo_audio::AudioReader;
 use mambo_data::Manifest;
 use mambo_data::shard::Shard;
+use mambo_model::checkpoint::Checkpoint;
 use mambo_model::codec::HouseCodec;
 use mambo_model::generate::{CONFIG_FILE, LmFile};
 use mambo_model::parameters::{Parameters, Role};
 use mambo_model::weights::Weights;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{print, print_json};
 
 /// Flags of `mambo inspect`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  mambo inspect models/tiny\n  mambo inspect corpus/manifest.jsonl\n  mambo inspect song.ogg --json"
+    after_help = "Examples:\n  mambo inspect models/tiny\n  mambo inspect corpus/manifest.jsonl\n  mambo inspect song.ogg --json\n  mambo inspect epoch=67-step=29000.ckpt\n\nNothing in a checkpoint is run; one that refers to anything but tensors and plain data is refused."
 )]
 pub struct InspectArguments {
-    /// A model or codec folder, a manifest, a shard, any safetensors file, or a sound file.
+    /// A model or codec folder, a manifest, a shard, any safetensors file, a PyTorch checkpoint, or a sound file.
     path: PathBuf,
     /// Print as JSON.
     #[arg(long)]
@@ -53,10 +54,22 @@ fn show(value: &Value, depth: usize) -> Result<()> {
                 show(value, depth + 1)?;
             }
             Value::String(text) => print(format!("{indent}{key}: {text}"))?,
+            Value::Array(rows) if !rows.is_empty() && rows.iter().all(Value::is_object) => {
+                print(format!("{indent}{key}:"))?;
+                rows.iter()
+                    .filter_map(Value::as_object)
+                    .try_for_each(|row| print(format!("{indent}  {}", line(row))))?;
+            }
             other => print(format!("{indent}{key}: {other}"))?,
         }
     }
     Ok(())
+}
+
+/// The values of a row of a table.
+fn line(row: &Map<String, Value>) -> String {
+    let cells = row.values().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    cells.collect::<Vec<_>>().join("  ")
 }
 
 fn describe(path: &Path) -> Result<Value> {
@@ -79,6 +92,7 @@ fn describe(path: &Path) -> Result<Value> {
             Ok(shard) => Ok(shard_facts(&shard)),
             Err(_) => tensors(path),
         },
+        Some("ckpt" | "pt" | "pth") => checkpoint(path),
         _ => sound(path),
     }
 }
@@ -128,6 +142,23 @@ fn tensors(path: &Path) -> Result<Value> {
     let list: Vec<Value> =
         file.entries().map(|(name, kind, shape)| json!({"name": name, "type": kind, "shape": shape})).collect();
     Ok(json!({"kind": "safetensors", "tensors": list}))
+}
+
+fn checkpoint(path: &Path) -> Result<Value> {
+    let file = Checkpoint::open(path)?;
+    let mut facts = json!({"kind": "PyTorch checkpoint"});
+    for key in ["pytorch-lightning_version", "epoch", "global_step", "hyper_parameters"] {
+        for (path, value) in file.plain(key)? {
+            let name = if path.is_empty() { key.to_owned() } else { format!("{key}.{path}") };
+            facts[name] = serde_json::to_value(value)?;
+        }
+    }
+    let list = file
+        .tensors()?
+        .into_iter()
+        .map(|(name, tensor)| json!({"name": name, "type": tensor.element().to_string(), "shape": tensor.shape()}));
+    facts["tensors"] = list.collect();
+    Ok(facts)
 }
 
 fn sound(path: &Path) -> Result<Value> {

@@ -3,6 +3,7 @@
 mod data;
 mod eval;
 mod generate;
+mod import;
 mod inspect;
 mod player;
 mod prepare;
@@ -50,6 +51,9 @@ pub enum Command {
     /// Measure a codec or a model beside its floors and ceilings.
     #[command(subcommand)]
     Eval(eval::EvalCommand),
+    /// Turn a model that others published into a model folder.
+    #[command(subcommand)]
+    Import(import::ImportCommand),
     /// Explain a file or folder that Mambo reads or writes.
     Inspect(inspect::InspectArguments),
     /// Print a completion script for a shell.
@@ -69,6 +73,7 @@ impl Command {
             Self::Prepare(arguments) => arguments.run(),
             Self::Train(command) => command.run(),
             Self::Eval(command) => command.run(),
+            Self::Import(command) => command.run(),
             Self::Inspect(arguments) => arguments.run(),
             Self::Completions { shell } => {
                 clap_complete::generate(shell, &mut Arguments::command(), "mambo", &mut std::io::stdout());

@@ -26,7 +26,7 @@ const WIDE_LOCATOR_LENGTH: u64 = 20;
 const WIDE_EXTRA: usize = 1;
 /// First bit of an entry's flags.
 const ENCRYPTED: usize = 1;
-/// Longest directory that is read: some 200 000 entries, where a checkpoint with optimiser state has 1500.
+/// Longest directory that is read: some 200 000 entries, where the published sizes with optimiser state have 1400.
 const MOST_DIRECTORY: u64 = 1 << 24;
 
 /// Why an archive was refused.

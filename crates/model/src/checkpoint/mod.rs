@@ -93,7 +93,13 @@ pub enum CheckpointError {
 
 /// A text from a file as it may be shown: nothing that moves a cursor, and not too long.
 fn shown(text: &str) -> String {
-    let mut shown: String = text.chars().take(MOST_SHOWN).flat_map(char::escape_debug).collect();
+    let mut shown = String::new();
+    for character in text.chars().take(MOST_SHOWN) {
+        match character {
+            '\'' | '"' => shown.push(character),
+            other => shown.extend(other.escape_debug()),
+        }
+    }
     if text.chars().nth(MOST_SHOWN).is_some() {
         shown.push('…');
     }
