@@ -13,18 +13,22 @@ use mambo_model::codec::HouseCodec;
 use mambo_model::generate::{CONFIG_FILE, LmFile};
 use mambo_model::parameters::{Parameters, Role};
 use mambo_model::weights::Weights;
-use serde_json::{Map, Value, json};
+use mambo_train::config::LmExperiment;
+use serde_json::{Map, Number, Value, json};
 
 use super::{print, print_json};
 
 /// Flags of `mambo inspect`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  mambo inspect models/tiny\n  mambo inspect corpus/manifest.jsonl\n  mambo inspect song.ogg --json\n  mambo inspect epoch=67-step=29000.ckpt\n\nNothing in a checkpoint is run; one that refers to anything but tensors and plain data is refused."
+    after_help = "Examples:\n  mambo inspect models/tiny\n  mambo inspect corpus/manifest.jsonl\n  mambo inspect configs/paper-prefix-simba.toml --against configs/musicgen-small.toml\n  mambo inspect song.ogg --json\n  mambo inspect epoch=67-step=29000.ckpt\n\nNothing in a checkpoint is run; one that refers to anything but tensors and plain data is refused."
 )]
 pub struct InspectArguments {
-    /// A model or codec folder, a manifest, a shard, any safetensors file, a PyTorch checkpoint, or a sound file.
+    /// A model or codec folder, an experiment file, a manifest, a shard, any safetensors file, a PyTorch checkpoint, or a sound file.
     path: PathBuf,
+    /// A second experiment file: says what share of its cost the first one has.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
     /// Print as JSON.
     #[arg(long)]
     json: bool,
@@ -33,7 +37,10 @@ pub struct InspectArguments {
 impl InspectArguments {
     /// Explains the path.
     pub fn run(self) -> Result<ExitCode> {
-        let facts = describe(&self.path)?;
+        let facts = match &self.against {
+            Some(other) => compared(&self.path, other)?,
+            None => describe(&self.path)?,
+        };
         if self.json {
             print_json(&facts)?;
         } else {
@@ -60,6 +67,7 @@ fn show(value: &Value, depth: usize) -> Result<()> {
                     .filter_map(Value::as_object)
                     .try_for_each(|row| print(format!("{indent}  {}", line(row))))?;
             }
+            Value::Number(number) => print(format!("{indent}{key}: {}", readable(number)))?,
             other => print(format!("{indent}{key}: {other}"))?,
         }
     }
@@ -70,6 +78,19 @@ fn show(value: &Value, depth: usize) -> Result<()> {
 fn line(row: &Map<String, Value>) -> String {
     let cells = row.values().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
     cells.collect::<Vec<_>>().join("  ")
+}
+
+/// Long whole numbers in groups of three, long fractions as powers of ten.
+fn readable(number: &Number) -> String {
+    match (number.as_u64(), number.as_f64()) {
+        (Some(whole), _) if whole >= 10_000 => {
+            let digits = whole.to_string();
+            let groups = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy);
+            groups.collect::<Vec<_>>().join(",")
+        }
+        (None, Some(value)) if value >= 1e6 => format!("{value:.3e}"),
+        _ => number.to_string(),
+    }
 }
 
 fn describe(path: &Path) -> Result<Value> {
@@ -88,6 +109,7 @@ fn describe(path: &Path) -> Result<Value> {
     let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
     match extension.as_deref() {
         Some("jsonl") => manifest(path),
+        Some("toml") => experiment(path),
         Some("safetensors") => match Shard::open(path) {
             Ok(shard) => Ok(shard_facts(&shard)),
             Err(_) => tensors(path),
@@ -113,6 +135,34 @@ fn model(path: &Path) -> Result<Value> {
     if path.join("codec").is_dir() {
         facts["codec"] = codec(&path.join("codec"))?;
     }
+    Ok(facts)
+}
+
+fn experiment(path: &Path) -> Result<Value> {
+    let experiment = LmExperiment::read(path)?;
+    Ok(json!({
+        "kind": "language model experiment",
+        "name": experiment.name,
+        "shape": serde_json::to_value(&experiment.model)?,
+        "cost": serde_json::to_value(experiment.budget()?)?,
+    }))
+}
+
+/// The first experiment's costs as shares of the second's.
+fn compared(path: &Path, other: &Path) -> Result<Value> {
+    let (ours, theirs) = (LmExperiment::read(path)?.budget()?, LmExperiment::read(other)?.budget()?);
+    let share = |ours: f64, theirs: f64| ours / theirs;
+    let mut facts = experiment(path)?;
+    facts["share of the other"] = json!({
+        "other": other.display().to_string(),
+        "parameters": share(ours.parameters.total as f64, theirs.parameters.total as f64),
+        "training flops": share(ours.training.flops, theirs.training.flops),
+        "flops per decoded column": share(
+            ours.flops_per_decoded_column.total as f64,
+            theirs.flops_per_decoded_column.total as f64,
+        ),
+        "state of a stream": share(ours.decoding.state as f64, theirs.decoding.state as f64),
+    });
     Ok(facts)
 }
 

@@ -8,7 +8,9 @@
 //! text token then predicts the tempo.
 //! Every head has exactly `cardinality` outputs: the special token cannot be predicted or sampled.
 
+mod checkpointed;
 mod config;
+mod cost;
 mod ends;
 mod loss;
 mod positions;
@@ -22,7 +24,9 @@ use crate::parameters::Bound;
 use ends::Ends;
 pub(crate) use positions::sinusoid;
 
+pub use checkpointed::{Pass, checkpointed_gradients};
 pub use config::{Head, LmConfig, LmConfigError, Positions};
+pub use cost::{Flops, ParameterCounts, TrainingMemory, TrainingShape};
 pub use loss::{LmLoss, LossConfig, Targets, loss};
 pub use text::TextBatch;
 
@@ -34,6 +38,13 @@ pub struct LmState {
     positions: Vec<i64>,
     /// What every frame is told of the text, `[B, d]`.
     told: Option<Tensor<2>>,
+}
+
+impl LmState {
+    /// What every sublayer remembers, block after block.
+    pub fn layers(&self) -> &[LayerState] {
+        &self.layers
+    }
 }
 
 /// Columns for the model to read.

@@ -167,18 +167,34 @@ impl Parameters {
 
     /// Leaf tensors for one pass. On an autodiff device, trained parameters require gradients.
     pub fn bind(&self, device: &Device) -> Bound {
+        self.bind_some(device, |_| true)
+    }
+
+    /// The same for the parameters that `wanted` names: a pass through a part of the network.
+    pub fn bind_some(&self, device: &Device, wanted: impl Fn(&str) -> bool) -> Bound {
+        let leaf = |parameter: &Parameter| {
+            let data = TensorData::new(parameter.values.clone(), [parameter.values.len()]);
+            let leaf = Tensor::<1>::from_data(data, device);
+            if device.is_autodiff() && parameter.role != Role::Buffer { leaf.require_grad() } else { leaf }
+        };
         let leaves = self
             .list
             .iter()
-            .map(|parameter| {
-                let data = TensorData::new(parameter.values.clone(), [parameter.values.len()]);
-                let leaf = Tensor::<1>::from_data(data, device);
-                let leaf =
-                    if device.is_autodiff() && parameter.role != Role::Buffer { leaf.require_grad() } else { leaf };
-                Leaf { shape: parameter.shape.clone(), tensor: leaf }
+            .map(|parameter| Leaf {
+                shape: parameter.shape.clone(),
+                tensor: wanted(&parameter.name).then(|| leaf(parameter)),
             })
             .collect();
         Bound { leaves, index: self.index.clone(), device: device.clone() }
+    }
+
+    /// Gradients of nothing, for [`Bound::add_gradients`]: zeros, empty for buffers.
+    pub fn no_gradients(&self) -> Vec<Vec<f32>> {
+        let of = |parameter: &Parameter| match parameter.role {
+            Role::Buffer => Vec::new(),
+            _ => vec![0.0; parameter.values.len()],
+        };
+        self.list.iter().map(of).collect()
     }
 
     /// Writes all parameters to one safetensors file (beside, synced, then renamed into place).
@@ -284,7 +300,7 @@ fn replace(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> std
 
 struct Leaf {
     shape: Vec<usize>,
-    tensor: Tensor<1>,
+    tensor: Option<Tensor<1>>,
 }
 
 /// Parameters as tensors for one forward (and backward) pass.
@@ -298,7 +314,7 @@ impl Bound {
     /// The tensor called `name`.
     ///
     /// # Panics
-    /// When there is none or its rank is not `D`: a network and its parameter list must agree.
+    /// When there is none, it was not bound or its rank is not `D`: a network and its parameter list must agree.
     pub fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
         let at = self.index.get(name).unwrap_or_else(|| panic!("no parameter `{name}`"));
         let leaf = &self.leaves[*at];
@@ -307,7 +323,7 @@ impl Bound {
             .as_slice()
             .try_into()
             .unwrap_or_else(|_| panic!("`{name}` has rank {}, asked for {D}", leaf.shape.len()));
-        leaf.tensor.clone().reshape(shape)
+        leaf.tensor.clone().unwrap_or_else(|| panic!("`{name}` was not bound")).reshape(shape)
     }
 
     /// The device of all tensors.
@@ -317,21 +333,33 @@ impl Bound {
 
     /// One gradient per parameter, in the order of the list; zeros where nothing flowed, empty for buffers.
     pub fn gradients(&self, mut gradients: Gradients) -> Vec<Vec<f32>> {
-        self.leaves
-            .iter()
-            .map(|leaf| {
-                if !leaf.tensor.is_require_grad() {
-                    return Vec::new();
-                }
-                match leaf.tensor.grad_remove(&mut gradients) {
-                    Some(gradient) => {
-                        gradient.into_data().try_into_vec::<f32>().expect("parameters are f32, so gradients are")
-                    }
-                    None => vec![0.0; leaf.shape.iter().product()],
-                }
-            })
-            .collect()
+        let of = |leaf: &Leaf| match leaf.trained() {
+            Some(tensor) => taken(tensor, &mut gradients).unwrap_or_else(|| vec![0.0; leaf.shape.iter().product()]),
+            None => Vec::new(),
+        };
+        self.leaves.iter().map(of).collect()
     }
+
+    /// Adds the gradients of what was bound to `sums`, one per parameter in the order of the list.
+    pub fn add_gradients(&self, mut gradients: Gradients, sums: &mut [Vec<f32>]) {
+        for (leaf, sum) in self.leaves.iter().zip(sums) {
+            if let Some(more) = leaf.trained().and_then(|tensor| taken(tensor, &mut gradients)) {
+                sum.iter_mut().zip(more).for_each(|(sum, value)| *sum += value);
+            }
+        }
+    }
+}
+
+impl Leaf {
+    fn trained(&self) -> Option<&Tensor<1>> {
+        self.tensor.as_ref().filter(|tensor| tensor.is_require_grad())
+    }
+}
+
+/// The gradient of a leaf, if any flowed.
+fn taken(leaf: &Tensor<1>, gradients: &mut Gradients) -> Option<Vec<f32>> {
+    let gradient = leaf.grad_remove(gradients)?;
+    Some(gradient.into_data().try_into_vec::<f32>().expect("parameters are f32, so gradients are"))
 }
 
 #[cfg(test)]

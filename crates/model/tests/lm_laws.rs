@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use closeness::{assert_close, floats, noise};
-use mambo_model::backbone::{BackboneKind, ChannelMixer, Dropout};
+use mambo_model::backbone::{BackboneKind, ChannelMixer, Dropout, SsmKind};
 use mambo_model::clock::{Metronome, NO_BEAT, tempo_of_class, whole_frames};
 use mambo_model::generate::{Generator, LmFile};
-use mambo_model::lm::{Columns, Head, Lm, LmConfig, LossConfig, Positions, Targets, TextBatch, echoes, loss};
+use mambo_model::lm::{
+    Columns, Head, Lm, LmConfig, LossConfig, Pass, Positions, Targets, TextBatch, checkpointed_gradients, echoes, loss,
+};
 use mambo_model::parameters::{Initialiser, Parameters};
 use mambo_model::random;
 use mambo_model::sampler::Sampling;
@@ -26,6 +28,7 @@ fn config(head: Head, codebooks: usize) -> LmConfig {
         d_model: 32,
         layers: 2,
         backbone: BackboneKind::PrefixSimba,
+        ssm: SsmKind::Mamba2,
         d_state: 16,
         head_dim: 16,
         groups: 1,
@@ -238,6 +241,33 @@ fn text_padding_and_neighbours_in_the_batch_change_nothing() {
         for k in 0..books {
             assert_close("first of two", &first[k], &floats(&both[k].clone().narrow(0, 0, 10)), 1e-4);
             assert_close("second of two", &second[k], &floats(&both[k].clone().narrow(0, 10, 10)), 1e-4);
+        }
+    }
+}
+
+#[test]
+fn checkpointed_gradients_equal_those_of_one_pass() {
+    for config in variants() {
+        let parameters = lively(&config, 9);
+        let caption = noise(1, 4 * config.text_width);
+        let (codes, clock) = (random_codes(&config, 3, 2 * config.codebooks * 10), clock(2, 10));
+        let echo = echoes(&config, &codes, &clock, 2);
+        let pass = Pass {
+            text: &TextBatch::new(&config, &[Some(&caption), None]),
+            columns: Columns { codes: &codes, clock: &clock, echoes: &echo },
+            targets: Targets { codes: &codes, tempo: &[3, 5], batch: 2 },
+            loss: &LossConfig { label_smoothing: 0.1, ..LossConfig::default() },
+        };
+        let dropout = || Dropout::new(0.3, random::stream(5, "dropout", 0));
+        let (checkpointed, found) = checkpointed_gradients(&config, &parameters, pass, dropout());
+        let bound = parameters.bind(&Device::flex().autodiff());
+        let output = Lm::new(&config, &bound).forward_with_text(pass.text, pass.columns, &mut dropout());
+        let whole = loss(&config, pass.loss, &output, pass.targets);
+        assert_close("loss", &floats(&checkpointed.total), &floats(&whole.total), 1e-6);
+        assert_eq!(checkpointed.counts, whole.counts);
+        let expected = bound.gradients(whole.total.backward());
+        for ((a, b), parameter) in found.iter().zip(&expected).zip(parameters.list()) {
+            assert_close(&parameter.name, a, b, 1e-5);
         }
     }
 }

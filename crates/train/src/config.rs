@@ -110,6 +110,10 @@ pub struct LoopConfig {
     /// Large matrix products in bf16 with f32 sums where the processor has a unit for it; weights stay f32.
     #[serde(default)]
     pub bf16: bool,
+    /// Keep only what goes into each block and compute its insides again in the pass backwards: a third more time for a
+    /// fraction of the memory.
+    #[serde(default)]
+    pub checkpoint_blocks: bool,
     /// Steps between lines of metrics.
     #[serde(default = "ten")]
     pub log_every: u64,

@@ -5,6 +5,7 @@
 //! run continues exactly as if it had never stopped.
 
 pub mod bigram;
+pub mod budget;
 pub mod checkpoint;
 pub mod codec;
 pub mod config;

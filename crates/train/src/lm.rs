@@ -14,7 +14,7 @@ use mambo_data::shard::Shard;
 use mambo_data::{Progress, Report, Split};
 use mambo_model::backbone::Dropout;
 use mambo_model::generate::{LanguageModel, LmFile};
-use mambo_model::lm::{Lm, LmConfig, loss};
+use mambo_model::lm::{Lm, LmConfig, Pass, checkpointed_gradients, loss};
 use mambo_model::ops::with_precision;
 use mambo_model::parameters::{Initialiser, Parameters};
 use mambo_model::random;
@@ -166,13 +166,19 @@ pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
                 own(&config, &mut sequence, &logits, train.own_inputs, &mut rng);
             }
             let mut dropout = Dropout::new(train.dropout, random::stream(seed, "dropout", index));
-            let bound = parameters.bind(&device);
-            let output = with_precision(precision, || {
-                Lm::new(&config, &bound).forward_with_text(&text, sequence.columns(), &mut dropout)
+            let (columns, targets) = (sequence.columns(), sequence.expected());
+            let (loss, more) = with_precision(precision, || {
+                if train.checkpoint_blocks {
+                    let pass = Pass { text: &text, columns, targets, loss: &experiment.loss };
+                    return checkpointed_gradients(&config, &parameters, pass, dropout);
+                }
+                let bound = parameters.bind(&device);
+                let output = Lm::new(&config, &bound).forward_with_text(&text, columns, &mut dropout);
+                let loss = loss(&config, &experiment.loss, &output, targets);
+                let gradients = bound.gradients(loss.total.clone().backward());
+                (loss, gradients)
             });
-            let loss = loss(&config, &experiment.loss, &output, sequence.expected());
             since.add(&loss.nll, &loss.counts, batch.lengths_b.iter().sum());
-            let more = bound.gradients(loss.total.backward());
             accumulate(&mut gradients, more, 1.0 / train.accumulate as f32);
         }
         let update = optimizer.step(step, &mut parameters, &gradients);

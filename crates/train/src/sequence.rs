@@ -188,7 +188,7 @@ pub fn captions(config: &LmConfig, batch: &Batch, without: &[bool]) -> TextBatch
 mod tests {
     use super::*;
     use burn::tensor::{Device, Tensor, TensorData};
-    use mambo_model::backbone::{BackboneKind, ChannelMixer};
+    use mambo_model::backbone::{BackboneKind, ChannelMixer, SsmKind};
     use mambo_model::lm::{Head, Positions};
 
     fn config() -> LmConfig {
@@ -199,6 +199,7 @@ mod tests {
             d_model: 8,
             layers: 1,
             backbone: BackboneKind::PrefixSimba,
+            ssm: SsmKind::Mamba2,
             d_state: 4,
             head_dim: 4,
             groups: 1,

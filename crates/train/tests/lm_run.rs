@@ -10,7 +10,7 @@ use std::time::Duration;
 use half::f16;
 use mambo_data::shard::{ShardSpec, ShardTrack, ShardWriter, TextStates};
 use mambo_data::{Caption, CaptionSource, Split};
-use mambo_model::backbone::{BackboneKind, ChannelMixer};
+use mambo_model::backbone::{BackboneKind, ChannelMixer, SsmKind};
 use mambo_model::clock::Metronome;
 use mambo_model::generate::{LanguageModel, LmFile};
 use mambo_model::lm::{Head, LmConfig, LossConfig, Positions};
@@ -78,6 +78,7 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
             d_model: 32,
             layers: 2,
             backbone: BackboneKind::PrefixSimba,
+            ssm: SsmKind::Mamba2,
             d_state: 16,
             head_dim: 16,
             groups: 1,
@@ -111,6 +112,7 @@ fn experiment(shards: &Path, steps: u64) -> LmExperiment {
             input_corruption: 0.05,
             codec_vectors: true,
             bf16: false,
+            checkpoint_blocks: false,
             held_inputs: 0.1,
             own_inputs: 0.1,
             log_every: 1,

@@ -85,6 +85,17 @@ impl Part {
     }
 }
 
+/// The state-space layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SsmKind {
+    /// Mamba-2 (arXiv 2405.21060).
+    #[default]
+    Mamba2,
+    /// Mamba-1 (arXiv 2312.00752): a decay of its own for every channel and state entry.
+    Mamba1,
+}
+
 /// The layer that mixes channels of one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -103,6 +114,8 @@ pub struct StackConfig {
     pub kind: BackboneKind,
     /// Blocks.
     pub layers: usize,
+    /// The state-space layer.
+    pub ssm: SsmKind,
     /// Sizes of the state-space layers; its `d_model` is the width of the residual stream.
     pub mixer: Mamba2Config,
     /// Channels per attention head.

@@ -19,7 +19,7 @@ use crate::ssm::{Mamba2, Mamba2State};
 pub use attention::{CrossAttention, KeyValues, SelfAttention, TextMemory};
 pub use channel_mixer::{EinFft, FeedForward};
 pub(crate) use channel_mixer::{SOFT_SHRINK, transform};
-pub use config::{BackboneKind, ChannelMixer, Part, StackConfig};
+pub use config::{BackboneKind, ChannelMixer, Part, SsmKind, StackConfig};
 pub use dropout::Dropout;
 
 /// A causal stack.
@@ -174,11 +174,30 @@ impl Block {
     }
 }
 
+/// The norm after the last block, in stacks that have one.
+#[derive(Debug, Clone)]
+pub struct FinalNorm(Option<Tensor<1>>);
+
+impl FinalNorm {
+    /// Takes its weight from `bound`.
+    pub fn new(config: &StackConfig, bound: &Bound) -> Self {
+        Self(config.final_norm.then(|| bound.tensor("final_norm.weight")))
+    }
+
+    /// What leaves the stack.
+    pub fn forward<const D: usize>(&self, h: Tensor<D>) -> Tensor<D> {
+        match &self.0 {
+            Some(weight) => norm(h, weight),
+            None => h,
+        }
+    }
+}
+
 /// All blocks, and the norm after them.
 #[derive(Debug, Clone)]
 pub struct Stack {
     blocks: Vec<Block>,
-    final_norm: Option<Tensor<1>>,
+    final_norm: FinalNorm,
 }
 
 impl Stack {
@@ -186,24 +205,12 @@ impl Stack {
     pub fn new(config: &StackConfig, bound: &Bound) -> Self {
         Self {
             blocks: (0..config.layers).map(|index| Block::new(config, index, bound)).collect(),
-            final_norm: Self::final_norm(config, bound),
-        }
-    }
-
-    /// The weight of the last norm, if there is one.
-    pub(crate) fn final_norm(config: &StackConfig, bound: &Bound) -> Option<Tensor<1>> {
-        config.final_norm.then(|| bound.tensor("final_norm.weight"))
-    }
-
-    fn finish<const D: usize>(&self, h: Tensor<D>) -> Tensor<D> {
-        match &self.final_norm {
-            Some(weight) => norm(h, weight),
-            None => h,
+            final_norm: FinalNorm::new(config, bound),
         }
     }
 }
 
-pub(crate) fn norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>) -> Tensor<D> {
+fn norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>) -> Tensor<D> {
     ops::rms_norm(x, weight.clone(), NORM_EPSILON)
 }
 
@@ -224,7 +231,7 @@ impl Backbone for Stack {
     ) -> (Tensor<3>, Option<Self::State>) {
         let Some(state) = state else {
             let through = |h_btd, block: &Block| block.forward(h_btd, padding, text, dropout);
-            return (self.finish(self.blocks.iter().fold(x_btd, through)), None);
+            return (self.final_norm.forward(self.blocks.iter().fold(x_btd, through)), None);
         };
         let mut h_btd = x_btd;
         let mut after = Vec::with_capacity(state.len());
@@ -234,7 +241,7 @@ impl Backbone for Stack {
             after.push(state.expect("a state was given"));
             h_btd = dropout.residual(h_btd, y_btd);
         }
-        (self.finish(h_btd), Some(after))
+        (self.final_norm.forward(h_btd), Some(after))
     }
 
     fn step(&self, x_bd: Tensor<2>, state: Self::State) -> (Tensor<2>, Self::State) {
@@ -245,6 +252,6 @@ impl Backbone for Stack {
             after.push(state);
             h_bd = h_bd + y_bd;
         }
-        (self.finish(h_bd), after)
+        (self.final_norm.forward(h_bd), after)
     }
 }

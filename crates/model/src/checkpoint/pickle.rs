@@ -119,7 +119,7 @@ impl<'a> Machine<'a> {
                 }
             }
             op::MARK => self.marks.push(self.stack.len()),
-            op::POP_MARK => drop(self.to_mark()?),
+            op::POP_MARK => drop(self.down_to_mark()?),
             // At a mark, POP takes the mark.
             op::POP if self.marks.last() == Some(&self.stack.len()) => drop(self.marks.pop()),
             op::POP => drop(self.pop()?),
@@ -174,11 +174,11 @@ impl<'a> Machine<'a> {
             op::EMPTY_SET => self.push(Value::Set(Vec::new())),
             op::EMPTY_DICT => self.push(Value::Mapping(Box::default())),
             op::LIST => {
-                let items = self.to_mark()?;
+                let items = self.down_to_mark()?;
                 self.push(Value::List(items));
             }
             op::TUPLE => {
-                let items = self.to_mark()?;
+                let items = self.down_to_mark()?;
                 self.push(Value::Tuple(items));
             }
             op::TUPLE1 | op::TUPLE2 | op::TUPLE3 => {
@@ -187,11 +187,11 @@ impl<'a> Machine<'a> {
                 self.push(Value::Tuple(items));
             }
             op::FROZENSET => {
-                let items = self.to_mark()?;
+                let items = self.down_to_mark()?;
                 self.push(Value::Set(items));
             }
             op::DICT => {
-                let entries = pairs(self.to_mark()?)?;
+                let entries = pairs(self.down_to_mark()?)?;
                 self.push(Value::Mapping(Box::new(Mapping { entries, ..Mapping::default() })));
             }
             op::APPEND => {
@@ -199,7 +199,7 @@ impl<'a> Machine<'a> {
                 self.append(vec![item])?;
             }
             op::APPENDS => {
-                let items = self.to_mark()?;
+                let items = self.down_to_mark()?;
                 self.append(items)?;
             }
             op::SETITEM => {
@@ -207,11 +207,11 @@ impl<'a> Machine<'a> {
                 self.set(vec![(key, value)])?;
             }
             op::SETITEMS => {
-                let entries = pairs(self.to_mark()?)?;
+                let entries = pairs(self.down_to_mark()?)?;
                 self.set(entries)?;
             }
             op::ADDITEMS => {
-                let items = self.to_mark()?;
+                let items = self.down_to_mark()?;
                 let top = self.top()?;
                 match self.values.get_mut(top) {
                     Value::Set(set) => set.extend(items),
@@ -271,7 +271,8 @@ impl<'a> Machine<'a> {
                 refused(format!("`{}.{}` (INST)", shown(&module), shown(&name)))
             }
             op::OBJ => {
-                let class = self.to_mark()?.first().map_or("nothing".into(), |&class| self.values.get(class).kind());
+                let class =
+                    self.down_to_mark()?.first().map_or("nothing".into(), |&class| self.values.get(class).kind());
                 refused(format!("an object of {class} (OBJ)"))
             }
             op::NEWOBJ_EX => {
@@ -398,7 +399,7 @@ impl<'a> Machine<'a> {
         Ok(top)
     }
 
-    fn to_mark(&mut self) -> Step<Vec<Id>> {
+    fn down_to_mark(&mut self) -> Step<Vec<Id>> {
         match self.marks.pop() {
             Some(mark) => Ok(self.stack.split_off(mark)),
             None => broken("it goes back to a mark that was not set"),

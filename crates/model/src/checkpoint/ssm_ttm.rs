@@ -9,7 +9,7 @@ use std::io::{Read, Seek};
 use std::path::Path;
 
 use super::{Checkpoint, CheckpointError, Plain, StoredTensor, shown};
-use crate::backbone::{BackboneKind, ChannelMixer};
+use crate::backbone::{BackboneKind, ChannelMixer, SsmKind};
 use crate::generate::LmFile;
 use crate::lm::{Head, LmConfig, LmConfigError, Positions};
 use crate::parameters::Parameters;
@@ -103,6 +103,7 @@ impl SsmTtm {
             d_model,
             layers,
             backbone: BackboneKind::PrefixSimba,
+            ssm: SsmKind::Mamba2,
             d_state,
             head_dim: HEAD_DIM,
             groups: 1,

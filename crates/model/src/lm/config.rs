@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::backbone::{BackboneKind, ChannelMixer, Part, StackConfig};
+use crate::backbone::{BackboneKind, ChannelMixer, Part, SsmKind, StackConfig};
 use crate::clock::{self, CYCLE_BEATS};
 use crate::parameters::{Initialiser, Parameters, Role};
 use crate::ssm::Mamba2Config;
@@ -51,7 +51,10 @@ pub struct LmConfig {
     /// Which sublayers a block has.
     #[serde(default)]
     pub backbone: BackboneKind,
-    /// State entries per channel of a Mamba-2 layer.
+    /// The state-space layer.
+    #[serde(default)]
+    pub ssm: SsmKind,
+    /// State entries per channel of a state-space layer.
     #[serde(default = "one_hundred_and_twenty_eight")]
     pub d_state: usize,
     /// Channels per head of a Mamba-2 layer.
@@ -60,7 +63,7 @@ pub struct LmConfig {
     /// Groups of heads of a Mamba-2 layer that share B and C.
     #[serde(default = "one")]
     pub groups: usize,
-    /// Inner width of a Mamba-2 layer as a multiple of `d_model`.
+    /// Inner width of a state-space layer as a multiple of `d_model`.
     #[serde(default = "two")]
     pub expand: usize,
     /// Frames per chunk of the scan; changes speed, never results.
@@ -268,6 +271,7 @@ impl LmConfig {
         StackConfig {
             kind: self.backbone,
             layers: self.layers,
+            ssm: self.ssm,
             mixer: self.mixer(),
             attention_head_dim: self.attention_head_dim,
             channel_mixer: self.channel_mixer,
