@@ -314,7 +314,7 @@ impl<'a> Machine<'a> {
         match (global.meaning, list) {
             (Meaning::Tensor | Meaning::TypedTensor, _) => {
                 let typed = global.meaning == Meaning::TypedTensor;
-                let tensor = tensor(&self.values, list, typed).map_err(Stop::Broken)?;
+                let tensor = StoredTensor::from_arguments(&self.values, list, typed).map_err(Stop::Broken)?;
                 self.push(Value::Tensor(Box::new(tensor)));
             }
             (Meaning::Parameter, &[tensor, ..]) => self.stack.push(tensor),
@@ -491,28 +491,4 @@ fn pairs(items: Vec<Id>) -> Step<Vec<(Id, Id)>> {
         return broken("a key has no value");
     }
     Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
-}
-
-/// A tensor from `(storage, offset, sizes, strides, requires_grad, hooks[, element type])`.
-fn tensor(values: &Values, arguments: &[Id], typed: bool) -> Result<StoredTensor, String> {
-    let (&[storage, offset, shape, strides, _, _, ref rest @ ..], true) = (arguments, arguments.len() <= 8) else {
-        return Err(format!("a tensor is made of {} values", arguments.len()));
-    };
-    let Value::Storage(storage) = values.get(storage) else {
-        return Err(format!("a tensor is made of {}", values.get(storage).kind()));
-    };
-    let written = match (typed, rest.first().map(|&id| values.get(id))) {
-        (true, Some(Value::Global(Global { meaning: Meaning::Element(element), .. }))) => Some(*element),
-        (true, _) => None,
-        (false, _) => storage.element,
-    };
-    let Some(element) = written else {
-        return Err("a tensor has no element type".into());
-    };
-    let size = |id: Id| values.int(id).and_then(|number| usize::try_from(number).ok());
-    let sizes = |id: Id| -> Option<Vec<usize>> { values.tuple(id)?.iter().map(|&id| size(id)).collect() };
-    match (size(offset), sizes(shape), sizes(strides)) {
-        (Some(offset), Some(shape), Some(strides)) => StoredTensor::new(storage, element, offset, shape, strides),
-        _ => Err("a size, stride or offset of a tensor is no number of values".into()),
-    }
 }

@@ -6,7 +6,8 @@ use std::io::{Read, Seek};
 use half::{bf16, f16};
 
 use super::archive::{Archive, ArchiveError};
-use super::globals::ElementType;
+use super::globals::{ElementType, Global, Meaning};
+use super::value::{Id, Value, Values};
 
 /// Most dimensions; PyTorch's own checkpoints have up to five.
 const MOST_DIMENSIONS: usize = 16;
@@ -51,8 +52,33 @@ fn reach(shape: &[usize], strides: &[usize]) -> Option<usize> {
 }
 
 impl StoredTensor {
+    /// From `(storage, offset, sizes, strides, requires_grad, hooks[, element type])`, as PyTorch pickles it; `typed` if
+    /// the element type is an argument.
+    pub(super) fn from_arguments(values: &Values, arguments: &[Id], typed: bool) -> Result<Self, String> {
+        let (&[storage, offset, shape, strides, _, _, ref rest @ ..], true) = (arguments, arguments.len() <= 8) else {
+            return Err(format!("a tensor is made of {} values", arguments.len()));
+        };
+        let Value::Storage(storage) = values.get(storage) else {
+            return Err(format!("a tensor is made of {}", values.get(storage).kind()));
+        };
+        let written = match (typed, rest.first().map(|&id| values.get(id))) {
+            (true, Some(Value::Global(Global { meaning: Meaning::Element(element), .. }))) => Some(*element),
+            (true, _) => None,
+            (false, _) => storage.element,
+        };
+        let Some(element) = written else {
+            return Err("a tensor has no element type".into());
+        };
+        let size = |id: Id| values.int(id).and_then(|number| usize::try_from(number).ok());
+        let sizes = |id: Id| -> Option<Vec<usize>> { values.tuple(id)?.iter().map(|&id| size(id)).collect() };
+        match (size(offset), sizes(shape), sizes(strides)) {
+            (Some(offset), Some(shape), Some(strides)) => Self::new(storage, element, offset, shape, strides),
+            _ => Err("a size, stride or offset of a tensor is no number of values".into()),
+        }
+    }
+
     /// Checks that the tensor lies inside `storage`; offset and strides count numbers of type `element`.
-    pub(super) fn new(
+    fn new(
         storage: &Storage,
         element: ElementType,
         offset: usize,
