@@ -3,6 +3,7 @@
 //! An `Operation` is a forward and a backward pass on flex tensors; `record` puts any of them into Burn's graph,
 //! with only the inputs and what the operation chose to save. Results are contiguous f32.
 
+mod attention;
 mod layers;
 mod mixer;
 
@@ -18,6 +19,7 @@ use burn::backend::{Autodiff, Backend, Flex, backend_extension};
 use burn::tensor::{Bytes, DType, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
 
+pub use attention::{cross_attention, self_attention, self_attention_with_cache};
 pub use layers::{
     ada_layer_norm, add_bias, bias_gelu, cross_entropy, depthwise_conv1d, dropout, gelu, layer_norm, linear,
     linear_turned, residual, rms_norm, silu, with_precision,
