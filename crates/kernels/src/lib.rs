@@ -8,6 +8,7 @@
 
 pub mod activation;
 pub mod allocator;
+pub mod attention;
 pub mod bf16_product;
 pub mod cross_entropy;
 pub mod depthwise;

@@ -398,9 +398,7 @@ unsafe fn micro<V: Vector, const MR: usize, const NV: usize>(
                 match first {
                     First::Zero => sum.store(target),
                     First::Output => one.multiply_add(V::load(target), *sum).store(target),
-                    First::Row(row) => {
-                        one.multiply_add(V::load(row.as_ptr().add(j * V::LANES)), *sum).store(target)
-                    }
+                    First::Row(row) => one.multiply_add(V::load(row.as_ptr().add(j * V::LANES)), *sum).store(target),
                 }
             }
         }
