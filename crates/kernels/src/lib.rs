@@ -7,6 +7,8 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod activation;
+pub mod allocator;
+pub mod attention;
 pub mod bf16_product;
 pub mod cross_entropy;
 pub mod depthwise;

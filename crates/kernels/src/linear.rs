@@ -298,27 +298,45 @@ fn blocked<I: Isa, const MR: usize>(
                 let rows = MR.min(height - row);
                 let at = row * columns + column;
                 if rows == MR && width == panel_width {
-                    begin(start, column, width, rows, columns, &mut out[at..]);
+                    let first = match start {
+                        Start::Zero => First::Zero,
+                        Start::Output => First::Output,
+                        Start::Row(row) => First::Row(&row[column..column + width]),
+                    };
                     // SAFETY: a whole tile of `out` starts at `at`; strip and panel hold `depth` steps.
                     unsafe {
-                        micro::<I::Vector, MR, 2>(depth, strip, right, panel_width, out.as_mut_ptr().add(at), columns)
+                        micro::<I::Vector, MR, 2>(
+                            depth,
+                            strip,
+                            right,
+                            panel_width,
+                            first,
+                            out.as_mut_ptr().add(at),
+                            columns,
+                        )
                     };
                 } else {
                     let mut tile = [0.0f32; MOST_TILE];
-                    begin(start, column, width, rows, columns, &mut out[at..]);
-                    for line in 0..rows {
-                        tile[line * panel_width..][..width].copy_from_slice(&out[at + line * columns..][..width]);
-                    }
+                    let to = tile.as_mut_ptr();
                     // SAFETY: `tile` holds MR rows of a panel's width.
                     unsafe {
                         if width <= lanes {
-                            micro::<I::Vector, MR, 1>(depth, strip, right, panel_width, tile.as_mut_ptr(), panel_width);
+                            micro::<I::Vector, MR, 1>(depth, strip, right, panel_width, First::Zero, to, panel_width);
                         } else {
-                            micro::<I::Vector, MR, 2>(depth, strip, right, panel_width, tile.as_mut_ptr(), panel_width);
+                            micro::<I::Vector, MR, 2>(depth, strip, right, panel_width, First::Zero, to, panel_width);
                         }
                     }
                     for line in 0..rows {
-                        out[at + line * columns..][..width].copy_from_slice(&tile[line * panel_width..][..width]);
+                        let sums = &tile[line * panel_width..][..width];
+                        let target = &mut out[at + line * columns..][..width];
+                        match start {
+                            Start::Zero => target.copy_from_slice(sums),
+                            Start::Output => target.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+                            Start::Row(row) => {
+                                let row = &row[column..column + width];
+                                target.iter_mut().zip(sums).zip(row).for_each(|((out, sum), first)| *out = first + sum);
+                            }
+                        }
                     }
                 }
             }
@@ -326,28 +344,28 @@ fn blocked<I: Isa, const MR: usize>(
     }
 }
 
-/// Writes the starting values of a tile into the output, from where the micro-kernel picks them up.
-#[inline(always)]
-fn begin(start: Start<'_>, column: usize, width: usize, rows: usize, stride: usize, out: &mut [f32]) {
-    match start {
-        Start::Output => {}
-        Start::Zero => (0..rows).for_each(|row| out[row * stride..][..width].fill(0.0)),
-        Start::Row(values) => {
-            (0..rows).for_each(|row| out[row * stride..][..width].copy_from_slice(&values[column..column + width]))
-        }
-    }
+/// What a tile's sums are added to.
+#[derive(Clone, Copy)]
+enum First<'a> {
+    Zero,
+    Output,
+    Row(&'a [f32]),
 }
 
-/// `out += strip panel` for `MR` rows and `NV` registers of columns.
+/// `out = first + strip panel` for `MR` rows and `NV` registers of columns.
+///
+/// The output is touched only after the sums, so that nothing waits for it; it is asked for before them.
 ///
 /// # Safety
-/// `out` must hold `MR` rows `stride` apart; the strip `[depth, MR]`, the panel `[depth, panel_width]`.
+/// `out` must hold `MR` rows `stride` apart; the strip `[depth, MR]`, the panel `[depth, panel_width]`, a first row `NV`
+/// registers.
 #[inline(always)]
 unsafe fn micro<V: Vector, const MR: usize, const NV: usize>(
     depth: usize,
     strip: &[f32],
     panel: &[f32],
     panel_width: usize,
+    first: First<'_>,
     out: *mut f32,
     stride: usize,
 ) {
@@ -355,12 +373,10 @@ unsafe fn micro<V: Vector, const MR: usize, const NV: usize>(
     let (mut left, mut right) = (strip.as_ptr(), panel.as_ptr());
     // SAFETY: bounds as the caller promises.
     unsafe {
-        let mut sums = [[V::splat(0.0); NV]; MR];
-        for (i, row) in sums.iter_mut().enumerate() {
-            for (j, sum) in row.iter_mut().enumerate() {
-                *sum = V::load(out.add(i * stride + j * V::LANES));
-            }
+        for row in 0..MR {
+            prefetch(std::slice::from_raw_parts(out.add(row * stride), NV * V::LANES));
         }
+        let mut sums = [[V::splat(0.0); NV]; MR];
         for _ in 0..depth {
             let mut values = [V::splat(0.0); NV];
             for (j, value) in values.iter_mut().enumerate() {
@@ -375,9 +391,15 @@ unsafe fn micro<V: Vector, const MR: usize, const NV: usize>(
             left = left.add(MR);
             right = right.add(panel_width);
         }
+        let one = V::splat(1.0);
         for (i, row) in sums.iter().enumerate() {
             for (j, sum) in row.iter().enumerate() {
-                sum.store(out.add(i * stride + j * V::LANES));
+                let target = out.add(i * stride + j * V::LANES);
+                match first {
+                    First::Zero => sum.store(target),
+                    First::Output => one.multiply_add(V::load(target), *sum).store(target),
+                    First::Row(row) => one.multiply_add(V::load(row.as_ptr().add(j * V::LANES)), *sum).store(target),
+                }
             }
         }
     }

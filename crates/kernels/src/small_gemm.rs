@@ -110,6 +110,10 @@ unsafe fn strip<V: Vector, const NV: usize>(
                     tile::<V, 8, NV>(k, start, a, b, right, right_stride, target, out_stride, accumulate);
                     row += 8;
                 }
+                rest if V::ROWS == 6 && rest >= 6 => {
+                    tile::<V, 6, NV>(k, start, a, b, right, right_stride, target, out_stride, accumulate);
+                    row += 6;
+                }
                 rest if rest >= 4 => {
                     tile::<V, 4, NV>(k, start, a, b, right, right_stride, target, out_stride, accumulate);
                     row += 4;

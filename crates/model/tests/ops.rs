@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, activation};
+use mambo_kernels::attention::{self, Attention, Columns};
 use mambo_kernels::mamba2::{Mamba2Config, Sequences, States, Weights, plain};
 use mambo_model::{device, ops};
 use rand_chacha::ChaCha8Rng;
@@ -363,6 +364,80 @@ fn mixer_matches_the_recurrence() {
         for (index, (got, expected)) in pairs.iter().enumerate() {
             let off = distance(got, &narrow(expected));
             assert!(off < 2e-5, "gradient {index} is off by {off:.1e}, with states {with_states}, padding {padding:?}");
+        }
+    }
+}
+
+/// Attention in Burn's graph against its definition in f64: to itself, with earlier keys, to another sequence.
+#[test]
+fn attention_matches_its_definition() {
+    let (batch, frames, heads, head_width, width) = (2, 70, 3, 12, 36);
+    let rng = &mut ChaCha8Rng::seed_from_u64(3);
+    let projected = values(rng, batch * frames * 3 * width, -2.0, 2.0);
+    let other = values(rng, batch * 90 * 2 * width, -2.0, 2.0);
+    let d_output = values(rng, batch * frames * width, -1.0, 1.0);
+    let device = device::cpu_training();
+    let rows = |data: &[f32], from: usize, to: usize, stride: usize| -> Vec<f32> {
+        data.chunks_exact(stride).flat_map(|row| row[from..to].to_vec()).collect()
+    };
+    let (query, own) = (rows(&projected, 0, width, 3 * width), rows(&projected, width, 3 * width, 3 * width));
+
+    for (name, positions, padding) in [
+        ("self", 0, vec![]),
+        ("self", 0, vec![8, 0]),
+        ("with cache", 5, vec![]),
+        ("with cache", 90, vec![3, 95]),
+        ("cross", 90, vec![]),
+        ("cross", 21, vec![0, 6]),
+    ] {
+        let own_keys = if name == "cross" { 0 } else { frames };
+        let keys = positions + own_keys;
+        // Keys and values of each sequence: those of the second input, then its own.
+        let seen: Vec<f32> = (0..batch)
+            .flat_map(|sequence| {
+                let first = &other[sequence * positions * 2 * width..][..positions * 2 * width];
+                let last = &own[sequence * frames * 2 * width..][..own_keys * 2 * width];
+                [first, last].concat()
+            })
+            .collect();
+        let causal = name != "cross";
+        let sizes = Attention { batch, queries: frames, keys, heads, head_width, causal, padding: &padding };
+        let (exact_query, exact_seen) = (wide(&query), wide(&seen));
+        let ([q], [k, v]) = (Columns::split(&exact_query, [width]), Columns::split(&exact_seen, [width; 2]));
+        let output = attention::plain::forward(&sizes, q, k, v);
+        let expected = attention::plain::backward(&sizes, q, k, v, &wide(&d_output));
+
+        let second = tensor(&other[..batch * positions * 2 * width], [batch, positions, 2 * width], &device);
+        let second = second.require_grad();
+        let first = if causal { (&projected, 3 * width) } else { (&query, width) };
+        let first = tensor(first.0, [batch, frames, first.1], &device).require_grad();
+        let out = match name {
+            "self" => ops::self_attention(first.clone(), heads, padding.clone()),
+            "cross" => ops::cross_attention(first.clone(), second.clone(), heads, padding.clone()),
+            _ => ops::self_attention_with_cache(first.clone(), second.clone(), heads, padding.clone()),
+        };
+        let gradients = (out.clone() * tensor(&d_output, [batch, frames, width], &device)).sum().backward();
+        let d_first = to_vec(first.grad(&gradients).expect("tracked"));
+        let d_second = second.grad(&gradients).map(to_vec).unwrap_or_default();
+
+        // Their gradients in the same order as the keys and values above.
+        let stride = if causal { 3 * width } else { width };
+        let d_own = rows(&d_first, width.min(stride), stride, stride);
+        let part = |data: &[f32], sequence: usize, rows: usize| -> Vec<f32> {
+            data[sequence * rows * 2 * width..][..rows * 2 * width].to_vec()
+        };
+        let got: Vec<f32> = (0..batch)
+            .flat_map(|sequence| [part(&d_second, sequence, positions), part(&d_own, sequence, own_keys)].concat())
+            .collect();
+        let pairs = [
+            ("output", to_vec(out), output),
+            ("query", rows(&d_first, 0, width, stride), expected.query),
+            ("key", rows(&got, 0, width, 2 * width), expected.key),
+            ("value", rows(&got, width, 2 * width, 2 * width), expected.value),
+        ];
+        for (what, got, expected) in pairs {
+            let off = distance(&got, &narrow(&expected));
+            assert!(off < 1e-5, "{name} with padding {padding:?}: {what} is off by {off:.1e}");
         }
     }
 }

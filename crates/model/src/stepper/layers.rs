@@ -2,6 +2,7 @@
 
 use half::f16;
 use mambo_kernels::activation::Activation;
+use mambo_kernels::attention::{self, Cache, Columns};
 use mambo_kernels::half_linear::HalfLinear;
 use mambo_kernels::mamba2 as kernel;
 
@@ -175,19 +176,19 @@ impl Sublayer {
                 let mut qkv = vec![0.0; rows * 3 * width];
                 in_proj.add(&normed, &mut qkv);
                 let mut mixed = vec![0.0; rows * width];
-                for ((row, kv), out) in qkv.chunks_exact(3 * width).zip(streams).zip(mixed.chunks_exact_mut(width)) {
+                let mut queries = Vec::with_capacity(mixed.len());
+                for (row, kv) in qkv.chunks_exact(3 * width).zip(streams.iter_mut()) {
+                    queries.extend_from_slice(&row[..width]);
                     kv.extend_from_slice(&row[width..]);
-                    attend(&row[..width], kv, *heads, out);
                 }
+                attention::step(*heads, &queries, &caches(streams, width), &mut mixed);
                 out_proj.add(&mixed, h);
             }
             (Layer::CrossAttention { heads, q_proj, out_proj, .. }, Memory::KeyValues(streams)) => {
                 let mut queries = vec![0.0; rows * width];
                 q_proj.add(&normed, &mut queries);
                 let mut mixed = vec![0.0; rows * width];
-                for ((query, kv), out) in queries.chunks_exact(width).zip(streams).zip(mixed.chunks_exact_mut(width)) {
-                    attend(query, kv, *heads, out);
-                }
+                attention::step(*heads, &queries, &caches(streams, width), &mut mixed);
                 out_proj.add(&mixed, h);
             }
             (Layer::FeedForward { wide, wide_bias, back, back_bias }, Memory::Nothing) => {
@@ -205,27 +206,10 @@ impl Sublayer {
     }
 }
 
-fn attend(query: &[f32], kv: &[f32], heads: usize, out: &mut [f32]) {
-    let width = query.len();
-    let head = width / heads;
-    let places = kv.len() / (2 * width);
-    for h in 0..heads {
-        let q = &query[h * head..][..head];
-        let mut scores: Vec<f32> = (0..places)
-            .map(|p| {
-                let k = &kv[p * 2 * width + h * head..][..head];
-                q.iter().zip(k).map(|(a, b)| a * b).sum::<f32>() / (head as f32).sqrt()
-            })
-            .collect();
-        let most = scores.iter().copied().fold(f32::MIN, f32::max);
-        scores.iter_mut().for_each(|s| *s = (*s - most).exp());
-        let sum: f32 = scores.iter().sum();
-        let out = &mut out[h * head..][..head];
-        for (p, s) in scores.iter().enumerate() {
-            let v = &kv[p * 2 * width + width + h * head..][..head];
-            out.iter_mut().zip(v).for_each(|(o, v)| *o += s / sum * v);
-        }
-    }
+/// Keys and values of each stream as attention reads them.
+fn caches(streams: &[Vec<f32>], width: usize) -> Vec<Cache<'_>> {
+    let split = streams.iter().map(|kv| Columns::split(kv, [width, width]));
+    split.map(|[keys, values]| Cache { keys, values }).collect()
 }
 
 pub(super) fn rms_norm(x: &[f32], weight: &[f32]) -> Vec<f32> {
