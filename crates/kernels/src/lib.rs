@@ -8,15 +8,19 @@
 
 pub mod activation;
 pub mod bf16_product;
+mod causal_conv;
 pub mod cross_entropy;
 pub mod depthwise;
 pub mod dropout;
 pub mod half_linear;
 pub mod linear;
+pub mod mamba1;
 pub mod mamba2;
 pub mod matmul;
 pub mod norm;
 pub mod optimizer;
+mod plain;
+mod sequences;
 pub mod simd;
 mod small_gemm;
 mod threads;

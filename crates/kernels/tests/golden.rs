@@ -2,50 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
+#[path = "common/golden_file.rs"]
+mod golden_file;
 
+use golden_file::Golden;
 use mambo_kernels::mamba2::{self, Mamba2Config, Sequences, States, Weights, plain};
-use safetensors::{Dtype, SafeTensors};
 
 /// Relative error allowed to the fused path in f32, and to the recurrence in f64.
 const FUSED_LIMIT: f64 = 1e-4;
 const PLAIN_LIMIT: f64 = 1e-9;
-
-struct Golden<'a>(SafeTensors<'a>);
-
-impl Golden<'_> {
-    fn wide(&self, name: &str) -> Vec<f64> {
-        let view = self.0.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
-        match view.dtype() {
-            Dtype::F32 => view
-                .data()
-                .chunks_exact(4)
-                .map(|b| f64::from(f32::from_le_bytes(b.try_into().expect("4 bytes"))))
-                .collect(),
-            Dtype::F64 => {
-                view.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes"))).collect()
-            }
-            other => panic!("{name}: unexpected {other:?}"),
-        }
-    }
-
-    fn narrow(&self, name: &str) -> Vec<f32> {
-        self.wide(name).into_iter().map(|value| value as f32).collect()
-    }
-
-    fn sizes(&self) -> Vec<usize> {
-        let view = self.0.tensor("sizes").expect("sizes");
-        view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("8 bytes")) as usize).collect()
-    }
-
-    fn check<F: Copy + Into<f64>>(&self, name: &str, got: &[F], limit: f64) {
-        let expected = self.wide(name);
-        assert_eq!(got.len(), expected.len(), "{name}");
-        let norm = expected.iter().map(|y| y * y).sum::<f64>().sqrt();
-        let off = got.iter().zip(&expected).map(|(x, y)| ((*x).into() - y).powi(2)).sum::<f64>().sqrt() / norm;
-        assert!(off <= limit, "{name}: {off:.2e} above {limit:.0e}");
-    }
-}
 
 const NAMES: [&str; 9] =
     ["projected", "conv_weight", "conv_bias", "dt_bias", "a_log", "d_skip", "norm", "conv_state", "ssm_state"];
@@ -62,9 +27,8 @@ fn weights<F>(inputs: &[Vec<F>; 9]) -> Weights<'_, F> {
 }
 
 fn check_file(frames: usize) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/mamba2_{frames}.safetensors"));
-    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let golden = Golden(SafeTensors::deserialize(&bytes).expect("golden file"));
+    let bytes = golden_file::read(&format!("mamba2_{frames}"));
+    let golden = Golden::open(&bytes);
     let [batch, frames, inner, state, heads, groups, chunk] = golden.sizes()[..] else { panic!("seven sizes") };
     let config = Mamba2Config { inner, state, heads, groups, chunk };
     let sequences = Sequences { batch, frames, padding: &[] };
