@@ -28,6 +28,16 @@ pub(crate) trait Vector: Copy {
     unsafe fn store(self, target: *mut f32);
     /// `self * factor + addend`.
     unsafe fn multiply_add(self, factor: Self, addend: Self) -> Self;
+    /// `self + other`.
+    unsafe fn add(self, other: Self) -> Self;
+    /// `self * factor`.
+    unsafe fn multiply(self, factor: Self) -> Self;
+    /// The larger of both; `other` where one of them is no number.
+    unsafe fn at_least(self, other: Self) -> Self;
+    /// Adds the lowest bits of `power`, taken as integers, to the exponents.
+    unsafe fn raise(self, power: Self) -> Self;
+    /// Sum of the lanes, by halves.
+    unsafe fn sum(self) -> f32;
 }
 
 /// One value: the column tail of a matrix product.
@@ -54,6 +64,26 @@ impl<const FUSED: bool> Vector for Single<FUSED> {
     #[inline(always)]
     unsafe fn multiply_add(self, factor: Self, addend: Self) -> Self {
         Self(if FUSED { self.0.mul_add(factor.0, addend.0) } else { self.0 * factor.0 + addend.0 })
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, factor: Self) -> Self {
+        Self(self.0 * factor.0)
+    }
+    #[inline(always)]
+    unsafe fn at_least(self, other: Self) -> Self {
+        Self(if self.0 > other.0 { self.0 } else { other.0 })
+    }
+    #[inline(always)]
+    unsafe fn raise(self, power: Self) -> Self {
+        Self(f32::from_bits(self.0.to_bits().wrapping_add(power.0.to_bits() << 23)))
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        self.0
     }
 }
 
@@ -90,6 +120,28 @@ impl<const FUSED: bool> Vector for Four<FUSED> {
         }
         Self(out)
     }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, factor: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] * factor.0[lane]))
+    }
+    #[inline(always)]
+    unsafe fn at_least(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| if self.0[lane] > other.0[lane] { self.0[lane] } else { other.0[lane] }))
+    }
+    #[inline(always)]
+    unsafe fn raise(self, power: Self) -> Self {
+        let raised = |lane: usize| self.0[lane].to_bits().wrapping_add(power.0[lane].to_bits() << 23);
+        Self(std::array::from_fn(|lane| f32::from_bits(raised(lane))))
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let [a, b, c, d] = self.0;
+        (a + c) + (b + d)
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -97,13 +149,19 @@ mod x86 {
     use super::{Isa, Vector};
     use std::arch::x86_64::*;
 
+    /// The registers of an instruction set, by the names that its operations have after their common prefix.
     macro_rules! register {
-        ($name:ident, $type:ty, $lanes:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $fma:ident) => {
+        ($name:ident, $type:ty, $lanes:literal, $rows:literal, $sum:ident, [$($operation:ident),+]) => {
             /// A vector register of this instruction set.
             #[derive(Clone, Copy)]
             pub(crate) struct $name($type);
 
-            // SAFETY (all four): only called inside functions compiled for, and dispatched to, this instruction set.
+            register!(@methods $name, $lanes, $rows, $sum, $($operation),+);
+        };
+        (@methods $name:ident, $lanes:literal, $rows:literal, $sum:ident, $splat:ident, $load:ident, $store:ident,
+         $fma:ident, $add:ident, $multiply:ident, $max:ident, $to_int:ident, $from_int:ident, $shift:ident,
+         $add_int:ident) => {
+            // SAFETY (all): only called inside functions compiled for, and dispatched to, this instruction set.
             impl Vector for $name {
                 const LANES: usize = $lanes;
                 const ROWS: usize = $rows;
@@ -123,12 +181,90 @@ mod x86 {
                 unsafe fn multiply_add(self, factor: Self, addend: Self) -> Self {
                     Self(unsafe { $fma(self.0, factor.0, addend.0) })
                 }
+                #[inline(always)]
+                unsafe fn add(self, other: Self) -> Self {
+                    Self(unsafe { $add(self.0, other.0) })
+                }
+                #[inline(always)]
+                unsafe fn multiply(self, factor: Self) -> Self {
+                    Self(unsafe { $multiply(self.0, factor.0) })
+                }
+                #[inline(always)]
+                unsafe fn at_least(self, other: Self) -> Self {
+                    Self(unsafe { $max(self.0, other.0) })
+                }
+                #[inline(always)]
+                unsafe fn raise(self, power: Self) -> Self {
+                    Self(unsafe { $from_int($add_int($to_int(self.0), $shift::<23>($to_int(power.0)))) })
+                }
+                #[inline(always)]
+                unsafe fn sum(self) -> f32 {
+                    unsafe { $sum(self.0) }
+                }
             }
         };
     }
 
-    register!(Sixteen, __m512, 16, 8, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
-    register!(Eight, __m256, 8, 6, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    unsafe fn sum_eight(values: __m256) -> f32 {
+        // SAFETY: the caller promises AVX2, which includes all of these.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps::<1>(values));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX-512 F and DQ, and AVX2.
+    #[inline(always)]
+    unsafe fn sum_sixteen(values: __m512) -> f32 {
+        // SAFETY: as the caller promises.
+        unsafe { sum_eight(_mm256_add_ps(_mm512_castps512_ps256(values), _mm512_extractf32x8_ps::<1>(values))) }
+    }
+
+    register!(
+        Sixteen,
+        __m512,
+        16,
+        8,
+        sum_sixteen,
+        [
+            _mm512_set1_ps,
+            _mm512_loadu_ps,
+            _mm512_storeu_ps,
+            _mm512_fmadd_ps,
+            _mm512_add_ps,
+            _mm512_mul_ps,
+            _mm512_max_ps,
+            _mm512_castps_si512,
+            _mm512_castsi512_ps,
+            _mm512_slli_epi32,
+            _mm512_add_epi32
+        ]
+    );
+    register!(
+        Eight,
+        __m256,
+        8,
+        6,
+        sum_eight,
+        [
+            _mm256_set1_ps,
+            _mm256_loadu_ps,
+            _mm256_storeu_ps,
+            _mm256_fmadd_ps,
+            _mm256_add_ps,
+            _mm256_mul_ps,
+            _mm256_max_ps,
+            _mm256_castps_si256,
+            _mm256_castsi256_ps,
+            _mm256_slli_epi32,
+            _mm256_add_epi32
+        ]
+    );
 
     /// AVX-512 (F, BW, DQ, VL).
     #[derive(Clone, Copy)]
@@ -288,10 +424,41 @@ pub(crate) fn sigmoid<I: Isa>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<I>(-x))
 }
 
-/// ln(1 + e^x), the identity above 20 as in the reference; relative accuracy kept for very negative x.
+/// ln(1 + e^x) to about 2e-7 relative, also for very negative x; the identity well above 0, as in the reference.
+///
+/// max(x, 0) + ln(1 + e), e = e^-|x|; the logarithm is 2 artanh(e / (2 + e)), whose argument is at most 1/3.
 #[inline(always)]
-pub(crate) fn softplus(x: f32) -> f32 {
-    if x > 20.0 { x } else { x.exp().ln_1p() }
+pub(crate) fn softplus<I: Isa>(x: f32) -> f32 {
+    let e = exp::<I>(-x.abs());
+    let w = e / (e + 2.0);
+    let square = w * w;
+    let p = fused::<I>(square, 1.0 / 13.0, 1.0 / 11.0);
+    let p = fused::<I>(square, p, 1.0 / 9.0);
+    let p = fused::<I>(square, p, 1.0 / 7.0);
+    let p = fused::<I>(square, p, 1.0 / 5.0);
+    let p = fused::<I>(square, p, 1.0 / 3.0);
+    let p = fused::<I>(square, p, 1.0);
+    fused::<I>(2.0 * w, p, if x < 0.0 { 0.0 } else { x })
+}
+
+/// 2^x for x of at most 0, to about 1e-7 relative; results stay above 1e-38, 2^0 is exactly 1, NaN passes through.
+///
+/// A polynomial on [-1/2, 1/2] with the least relative error that degree 6 allows (1.6e-8).
+///
+/// # Safety
+/// As the register's operations: inside a function compiled for its instruction set.
+#[inline(always)]
+pub(crate) unsafe fn exp2<V: Vector>(x: V) -> V {
+    const SHIFT: f32 = 12_582_912.0; // as in `exp`
+    const POLYNOMIAL: [f32; 6] = [1.0, 0.693_147_182, 0.240_226_477, 5.550_332_37e-2, 9.618_437_85e-3, 1.339_887_39e-3];
+    // SAFETY: as the caller promises.
+    unsafe {
+        let x = V::splat(-126.0).at_least(x);
+        let shifted = x.add(V::splat(SHIFT));
+        let r = V::splat(-1.0).multiply_add(shifted.add(V::splat(-SHIFT)), x);
+        let power = |p: V, factor: &f32| r.multiply_add(p, V::splat(*factor));
+        POLYNOMIAL.iter().rev().fold(V::splat(1.535_334_45e-4), power).raise(shifted)
+    }
 }
 
 /// The normal distribution's (cumulative probability, density) at x.
@@ -369,6 +536,27 @@ mod tests {
         assert_eq!(exp::<Portable>(0.0), 1.0);
         assert!(exp::<Portable>(f32::NAN).is_nan());
         assert!(exp::<Portable>(-1000.0) < 2e-38);
+    }
+
+    #[test]
+    fn softplus_and_exp2_are_accurate_over_their_ranges() {
+        let off = |got: f32, expected: f64| ((f64::from(got) - expected) / expected).abs();
+        let mut x = -80.0f32;
+        while x < 80.0 {
+            assert!(off(softplus::<Portable>(x), f64::from(x).exp().ln_1p()) < 4e-7, "softplus({x})");
+            x += 0.0137;
+        }
+        assert_eq!(softplus::<Portable>(21.0), 21.0);
+        assert!(softplus::<Portable>(f32::NAN).is_nan());
+        // SAFETY: single values need no instruction set.
+        let exp2 = |x: f32| unsafe { exp2(Single::<false>::splat(x)).sum() };
+        let mut x = -125.9f32;
+        while x <= 0.0 {
+            assert!(off(exp2(x), f64::from(x).exp2()) < 1.5e-7, "exp2({x})");
+            x += 0.0107;
+        }
+        assert_eq!(exp2(0.0), 1.0);
+        assert!(exp2(f32::NAN).is_nan() && exp2(-1e9) < 2e-38);
     }
 
     #[test]

@@ -3,27 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/numbers.rs"]
+mod numbers;
+
 use mambo_kernels::mamba2::{self, Gradients, Mamba2Config, Sequences, States, Weights, plain};
+use numbers::{distance, uniform, wide};
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
-
-/// Uniform values in `low..high`.
-fn uniform(rng: &mut ChaCha8Rng, count: usize, low: f32, high: f32) -> Vec<f32> {
-    (0..count).map(|_| low + (high - low) * (rng.next_u32() >> 8) as f32 / (1 << 24) as f32).collect()
-}
-
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|value| f64::from(*value)).collect()
-}
-
-/// ‖a-b‖ / ‖b‖
-fn distance(a: &[f32], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let norm = b.iter().map(|y| y * y).sum::<f64>().sqrt();
-    let difference = a.iter().zip(b).map(|(x, y)| (f64::from(*x) - y).powi(2)).sum::<f64>().sqrt();
-    if norm == 0.0 { difference } else { difference / norm }
-}
+use rand_chacha::rand_core::SeedableRng;
 
 struct Case {
     config: Mamba2Config,

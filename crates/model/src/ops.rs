@@ -6,6 +6,7 @@
 mod attention;
 mod layers;
 mod mixer;
+mod selective_scan;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use layers::{
 };
 pub use mambo_kernels::bf16_product::{MatrixPrecision, bf16_unavailable};
 pub use mixer::{MixerStates, MixerWeights, mamba2_mixer, mamba2_mixer_with_states};
+pub use selective_scan::{Mamba1States, Mamba1Weights, mamba1_mixer, mamba1_mixer_with_states};
 
 /// A fused computation with its backward pass.
 trait Operation: Send + Sync + Debug + 'static {
@@ -62,6 +64,18 @@ trait FusedOperations: Backend {
         g: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
     #[allow(clippy::too_many_arguments)]
+    fn fused_8(
+        operation: Shared,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+        e: FloatTensor<Self>,
+        f: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        h: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    #[allow(clippy::too_many_arguments)]
     fn fused_9(
         operation: Shared,
         a: FloatTensor<Self>,
@@ -73,6 +87,20 @@ trait FusedOperations: Backend {
         g: FloatTensor<Self>,
         h: FloatTensor<Self>,
         i: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    #[allow(clippy::too_many_arguments)]
+    fn fused_10(
+        operation: Shared,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+        e: FloatTensor<Self>,
+        f: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        h: FloatTensor<Self>,
+        i: FloatTensor<Self>,
+        j: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 }
 
@@ -98,7 +126,9 @@ implement!(
     fused_2(a, b),
     fused_3(a, b, c),
     fused_7(a, b, c, d, e, f, g),
-    fused_9(a, b, c, d, e, f, g, h, i)
+    fused_8(a, b, c, d, e, f, g, h),
+    fused_9(a, b, c, d, e, f, g, h, i),
+    fused_10(a, b, c, d, e, f, g, h, i, j)
 );
 
 /// What the backward pass of an operation reads.
@@ -163,6 +193,32 @@ fn from_vec(data: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
 /// The shape of a tensor.
 fn shape(tensor: &FlexTensor) -> Shape {
     tensor.layout().shape().clone()
+}
+
+/// Joins results by sequence: each row of the output is one sequence's share of every part, whose lengths a sequence
+/// are `sizes`.
+fn join_parts<const N: usize>(batch: usize, parts: [&[f32]; N], sizes: [usize; N]) -> FlexTensor {
+    let row = sizes.iter().sum::<usize>();
+    let mut joined = Vec::with_capacity(batch * row);
+    for sequence in 0..batch {
+        for (part, size) in parts.iter().zip(sizes) {
+            joined.extend_from_slice(&part[sequence * size..(sequence + 1) * size]);
+        }
+    }
+    from_vec(joined, [batch, row])
+}
+
+/// Undoes [`join_parts`].
+fn split_parts<const N: usize>(joined: &FlexTensor, sizes: [usize; N]) -> [Vec<f32>; N] {
+    let mut parts = [const { Vec::new() }; N];
+    for row in values(joined).chunks_exact(sizes.iter().sum()) {
+        let mut from = 0;
+        for (part, size) in parts.iter_mut().zip(sizes) {
+            part.extend_from_slice(&row[from..from + size]);
+            from += size;
+        }
+    }
+    parts
 }
 
 /// Length of the last axis.

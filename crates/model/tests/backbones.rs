@@ -156,6 +156,7 @@ fn logits_gradients_and_states_match_the_reference() {
         for (index, layer) in state.layers().iter().enumerate() {
             let name = format!("state.{}.{}", index / parts.len(), parts[index % parts.len()].name());
             let (conv, ssm) = match layer {
+                LayerState::Mamba1(state) => (floats(&state.conv_biw), floats(&state.ssm_bin)),
                 LayerState::Mamba2(state) => (floats(&state.conv_bcw), floats(&state.ssm_bhpn)),
                 LayerState::KeyValues(_) | LayerState::Nothing => continue,
             };

@@ -57,6 +57,7 @@ fn variants() -> Vec<LmConfig> {
     let mut all: Vec<LmConfig> =
         BackboneKind::ALL.iter().map(|&backbone| LmConfig { backbone, ..base.clone() }).collect();
     all.push(LmConfig { groups: 2, head: Head::Factored, ..base.clone() });
+    all.push(LmConfig { ssm: SsmKind::Mamba1, head: Head::Free, ..base.clone() });
     all.push(LmConfig { channel_mixer: ChannelMixer::EinFft, head: Head::Free, codebooks: 1, delays: vec![0], ..base });
     let published = |backbone| LmConfig {
         backbone,

@@ -188,11 +188,14 @@ fn report(contenders: &[Contender], out: &Path) -> Result<()> {
     Ok(())
 }
 
+type Scale = fn(&Contender) -> f64;
+
 /// Three panels: loss against steps, operations and seconds; a band from the lowest to the highest seed.
 fn plot(area: &DrawingArea<SVGBackend<'_>, Shift>, contenders: &[Contender]) -> Result<(), String> {
     let text = |error: DrawingAreaErrorKind<_>| format!("{error:?}");
     area.fill(&WHITE).map_err(text)?;
-    let panels: [(&str, fn(&Contender) -> f64); 3] =
+    // What a step is worth on the horizontal axis.
+    let panels: [(&str, Scale); 3] =
         [("step", |_| 1.0), ("TFLOP", |one| one.flops_per_step / 1e12), ("seconds", |one| one.seconds_per_step)];
     // The first steps would flatten everything that comes after them.
     let shown = |one: &Contender| one.curve().into_iter().skip(1).collect::<Vec<_>>();

@@ -7,10 +7,10 @@
 #![allow(unsafe_code)]
 
 use super::chunk::{Chunk, TRIANGLE, scale, scale_rows, scaled_rows};
-use super::conv::{Conv, conv_backward};
 use super::forward::forward;
 use super::gate::gate_backward;
-use super::{Mamba2Config, Piece, Sequences, States, TAPS, Weights, pieces, tap_rows};
+use super::{Mamba2Config, Piece, Sequences, Source, States, TAPS, Weights, pieces};
+use crate::causal_conv::{Columns, tap_rows};
 use crate::simd::{Isa, dot, fused, simd_fn};
 use crate::small_gemm::{Left, multiply, transpose};
 use crate::threads::Shared;
@@ -66,7 +66,7 @@ pub fn backward(
 ) -> Gradients {
     config.check();
     weights.check(config);
-    sequences.check(config, projected.len());
+    sequences.check(projected.len(), config.projected());
     let (batch, frames) = (sequences.batch, sequences.frames);
     assert_eq!(d_output.len(), batch * frames * config.inner, "mamba2 output gradient");
     for states in initial.iter().chain(&d_final) {
@@ -88,7 +88,7 @@ pub fn backward(
     );
 
     let taps = tap_rows(weights.conv_weight, config.conv_channels());
-    let conv = Conv { config: *config, sequences, projected, initial, taps: &taps, bias: weights.conv_bias };
+    let source = Source::new(config, sequences, projected, initial, &taps, weights.conv_bias);
     let mut d_projected = vec![0.0f32; projected.len()];
     let (d_y, norm) = gate_backward(config, projected, weights.norm, scanned, d_output, &mut d_projected);
 
@@ -99,7 +99,7 @@ pub fn backward(
     let mut d_ssm = vec![0.0f32; if initial.is_some() { batch * config.ssm_state_size() } else { 0 }];
     let per_head: Vec<Vec<[f64; 3]>> = {
         let results = Results { d_projected: Shared::new(&mut d_projected), d_ssm: Shared::new(&mut d_ssm) };
-        let inputs = Inputs { conv: &conv, weights, chunk_states, d_y: &d_y, d_final };
+        let inputs = Inputs { source: &source, weights, chunk_states, d_y: &d_y, d_final };
         list.par_iter()
             .zip(d_shared.par_chunks_mut(shared_size.max(1)))
             .map(|(piece, d_shared)| scan_backward(&inputs, piece, d_shared, results))
@@ -107,7 +107,9 @@ pub fn backward(
     };
     add_shared(config, frames, parts, &d_shared, &mut d_projected);
     drop(d_shared);
-    let convolution = conv_backward(&conv, &mut d_projected, d_final.map(|states| states.conv));
+    let columns =
+        Columns { values: Shared::new(&mut d_projected), row_width: config.projected(), column: config.inner };
+    let convolution = source.conv.backward(columns, columns, d_final.map(|states| states.conv));
     debug_assert_eq!(convolution.weight.len(), config.conv_channels() * TAPS);
 
     let mut sums = vec![[0.0f64; 3]; config.heads];
@@ -132,7 +134,7 @@ pub fn backward(
 }
 
 struct Inputs<'a> {
-    conv: &'a Conv<'a>,
+    source: &'a Source<'a>,
     weights: &'a Weights<'a, f32>,
     chunk_states: &'a [f32],
     d_y: &'a [f32],
@@ -168,12 +170,12 @@ fn add_shared(config: &Mamba2Config, frames: usize, parts: usize, d_shared: &[f3
 
 /// Backward scan of one piece; returns the gradients of (dt_bias, a_log, D) of its heads.
 fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], results: Results<'_>) -> Vec<[f64; 3]> {
-    let (conv, weights) = (inputs.conv, inputs.weights);
-    let config = &conv.config;
+    let (source, weights) = (inputs.source, inputs.weights);
+    let config = &source.config;
     let (state, width, inner, row_width) = (config.state, config.head_width(), config.inner, config.projected());
-    let chunks = conv.sequences.frames.div_ceil(config.chunk);
-    let rows_max = config.chunk.min(conv.sequences.frames);
-    let mut chunk = Chunk::new(config, conv.sequences.frames);
+    let chunks = source.conv.sequences.frames.div_ceil(config.chunk);
+    let rows_max = config.chunk.min(source.conv.sequences.frames);
+    let mut chunk = Chunk::new(config, source.conv.sequences.frames);
     let stride = chunk.stride;
     let mut sums = vec![[0.0f64; 3]; piece.heads];
     // Gradient of the state after the chunk at hand, [heads, state, head width].
@@ -199,8 +201,8 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
 
     for index in (0..chunks).rev() {
         let from = index * config.chunk;
-        let rows = config.chunk.min(conv.sequences.frames - from);
-        chunk.load_group(conv, piece, from, rows);
+        let rows = config.chunk.min(source.conv.sequences.frames - from);
+        chunk.load_group(source, piece, from, rows);
         transpose(rows, state, &chunk.c, state, &mut c_turned, stride);
         d_products.fill(0.0);
         for (local, d_state) in d_states.chunks_exact_mut(state * width).enumerate() {
@@ -208,9 +210,9 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
             let accumulate = local > 0;
             let memory = &inputs.chunk_states
                 [((piece.sequence * chunks + index) * config.heads + head) * state * width..][..state * width];
-            chunk.load_head(conv, weights, piece.sequence, head, from, rows);
+            chunk.load_head(source, weights, piece.sequence, head, from, rows);
             scaled_rows(&chunk.dt[..rows], width, &chunk.x, width, &mut stepped);
-            let first = (piece.sequence * conv.sequences.frames + from) * inner + head * width;
+            let first = (piece.sequence * source.conv.sequences.frames + from) * inner + head * width;
             for row in 0..rows {
                 d_y[row * width..][..width].copy_from_slice(&inputs.d_y[first + row * inner..][..width]);
             }
@@ -299,7 +301,7 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
                 // SAFETY: each head of each sequence belongs to one piece.
                 let d_x = unsafe {
                     results.d_projected.part(
-                        (piece.sequence * conv.sequences.frames + from + row) * row_width + inner + head * width,
+                        (piece.sequence * source.conv.sequences.frames + from + row) * row_width + inner + head * width,
                         width,
                     )
                 };
@@ -323,7 +325,9 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
                 // SAFETY: as above.
                 let target = unsafe {
                     results.d_projected.part(
-                        (piece.sequence * conv.sequences.frames + from + row) * row_width + config.dt_column() + head,
+                        (piece.sequence * source.conv.sequences.frames + from + row) * row_width
+                            + config.dt_column()
+                            + head,
                         1,
                     )
                 };
@@ -356,7 +360,7 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
             line[state..].copy_from_slice(&d_c[row * state..][..state]);
         }
     }
-    if conv.initial.is_some() {
+    if source.initial.is_some() {
         for (local, d_state) in d_states.chunks_exact(state * width).enumerate() {
             let at = (piece.sequence * config.heads + piece.first_head + local) * width * state;
             // SAFETY: as above.

@@ -1,9 +1,9 @@
 //! What the forward and the backward scan compute alike inside one chunk: B, C and their products, the steps and
 //! decays of a head, its activated x.
 
-use super::conv::{Channels, Conv};
-use super::{HISTORY, Mamba2Config, Piece, Weights};
-use crate::simd::{Isa, exp, sigmoid, simd_fn, softplus};
+use super::{Mamba2Config, Piece, Source, Weights};
+use crate::causal_conv::{Channels, HISTORY};
+use crate::simd::{Isa, Portable, exp, sigmoid, simd_fn, softplus};
 use crate::small_gemm::{Left, multiply, transpose};
 
 /// Rows of a tile of a lower-triangular matrix; columns beyond the tile's last row are skipped.
@@ -61,15 +61,15 @@ impl Chunk {
     }
 
     /// Fills B, C, their transpose and products for `rows` frames from `from`.
-    pub(crate) fn load_group(&mut self, conv: &Conv<'_>, piece: &Piece, from: usize, rows: usize) {
-        let (config, state) = (&conv.config, conv.config.state);
+    pub(crate) fn load_group(&mut self, source: &Source<'_>, piece: &Piece, from: usize, rows: usize) {
+        let (config, state) = (&source.config, source.config.state);
         let first = config.inner + piece.group * state;
         for (channels, target) in [
             (Channels { first, width: state }, &mut self.b),
             (Channels { first: first + config.groups * state, width: state }, &mut self.c),
         ] {
-            conv.gather(piece.sequence, channels, from, rows, &mut self.raw);
-            conv.activate(channels, rows, &self.raw, target);
+            source.conv.gather(piece.sequence, channels, from, rows, &mut self.raw);
+            source.conv.activate(channels, rows, &self.raw, target);
         }
         transpose(rows, state, &self.b, state, &mut self.b_turned, self.stride);
         for row in (0..rows).step_by(TRIANGLE) {
@@ -93,35 +93,36 @@ impl Chunk {
     /// Fills everything that belongs to one head.
     pub(crate) fn load_head(
         &mut self,
-        conv: &Conv<'_>,
+        source: &Source<'_>,
         weights: &Weights<'_, f32>,
         sequence: usize,
         head: usize,
         from: usize,
         rows: usize,
     ) {
-        let config = &conv.config;
+        let config = &source.config;
         let rate = -weights.a_log[head].exp();
         let mut sum = 0.0f32;
-        let padding = conv.sequences.padding_of(sequence).saturating_sub(from).min(rows);
+        let padding = source.conv.sequences.padding_of(sequence).saturating_sub(from).min(rows);
         self.dt[..padding].fill(0.0);
         self.dt_slope[..padding].fill(0.0);
         self.cumulative[..padding].fill(0.0);
         for row in padding..rows {
-            let at = (sequence * conv.sequences.frames + from + row) * config.projected() + config.dt_column() + head;
-            let raw = conv.projected[at] + weights.dt_bias[head];
-            let dt = softplus(raw);
+            let at =
+                (sequence * source.conv.sequences.frames + from + row) * config.projected() + config.dt_column() + head;
+            let raw = source.conv.values[at] + weights.dt_bias[head];
+            let dt = softplus::<Portable>(raw);
             sum += dt * rate;
             self.dt[row] = dt;
-            self.dt_slope[row] = if raw > 20.0 { 1.0 } else { sigmoid::<crate::simd::Portable>(raw) };
+            self.dt_slope[row] = if raw > 20.0 { 1.0 } else { sigmoid::<Portable>(raw) };
             self.cumulative[row] = sum;
         }
         self.cumulative[rows..].fill(sum);
         decays(rows, self.stride, &self.cumulative, &mut self.decay, &mut self.from_start, &mut self.to_end);
         let width = config.head_width();
         let channels = Channels { first: head * width, width };
-        conv.gather(sequence, channels, from, rows, &mut self.raw);
-        conv.activate(channels, rows, &self.raw, &mut self.x);
+        source.conv.gather(sequence, channels, from, rows, &mut self.raw);
+        source.conv.activate(channels, rows, &self.raw, &mut self.x);
     }
 }
 

@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::chunk::{Chunk, TRIANGLE, scale, scale_rows, scaled_rows};
-use super::conv::Conv;
 use super::gate::gate_forward;
-use super::{Mamba2Config, Piece, Sequences, States, Weights, pieces, tap_rows};
+use super::{Mamba2Config, Piece, Sequences, Source, States, Weights, pieces};
+use crate::causal_conv::tap_rows;
 use crate::simd::{Isa, fused, simd_fn};
 use crate::small_gemm::{Left, multiply, transpose};
 use crate::threads::Shared;
@@ -44,13 +44,13 @@ pub fn forward(
 ) -> Forward {
     config.check();
     weights.check(config);
-    sequences.check(config, projected.len());
+    sequences.check(projected.len(), config.projected());
     let (batch, frames) = (sequences.batch, sequences.frames);
     if let Some(initial) = &initial {
         initial.check(config, batch);
     }
     let taps = tap_rows(weights.conv_weight, config.conv_channels());
-    let conv = Conv { config: *config, sequences, projected, initial, taps: &taps, bias: weights.conv_bias };
+    let source = Source::new(config, sequences, projected, initial, &taps, weights.conv_bias);
     let mut out = Forward::default();
     let mut scanned = vec![0.0; batch * frames * config.inner];
     if keep {
@@ -58,7 +58,7 @@ pub fn forward(
     }
     if states {
         out.ssm_state = vec![0.0; batch * config.ssm_state_size()];
-        out.conv_state = conv.final_state();
+        out.conv_state = source.conv.final_state();
     }
     {
         let results = Results {
@@ -66,7 +66,7 @@ pub fn forward(
             chunk_states: keep.then(|| Shared::new(&mut out.chunk_states)),
             ssm_state: states.then(|| Shared::new(&mut out.ssm_state)),
         };
-        pieces(config, batch).0.into_par_iter().for_each(|piece| scan(&conv, weights, &piece, results));
+        pieces(config, batch).0.into_par_iter().for_each(|piece| scan(&source, weights, &piece, results));
     }
     if keep {
         out.output = vec![0.0; scanned.len()];
@@ -87,33 +87,33 @@ struct Results<'a> {
 }
 
 /// The state of a piece's heads `[heads, state, head width]`, from the initial states or zero.
-fn initial_state(conv: &Conv<'_>, piece: &Piece) -> Vec<f32> {
-    let (state, width) = (conv.config.state, conv.config.head_width());
+fn initial_state(source: &Source<'_>, piece: &Piece) -> Vec<f32> {
+    let (state, width) = (source.config.state, source.config.head_width());
     let mut out = vec![0.0; piece.heads * state * width];
-    if let Some(initial) = &conv.initial {
+    if let Some(initial) = source.initial {
         for (head, target) in out.chunks_exact_mut(state * width).enumerate() {
-            let at = (piece.sequence * conv.config.heads + piece.first_head + head) * width * state;
-            transpose(width, state, &initial.ssm[at..], state, target, width);
+            let at = (piece.sequence * source.config.heads + piece.first_head + head) * width * state;
+            transpose(width, state, &initial[at..], state, target, width);
         }
     }
     out
 }
 
-fn scan(conv: &Conv<'_>, weights: &Weights<'_, f32>, piece: &Piece, results: Results<'_>) {
-    let config = &conv.config;
+fn scan(source: &Source<'_>, weights: &Weights<'_, f32>, piece: &Piece, results: Results<'_>) {
+    let config = &source.config;
     let (state, width, inner) = (config.state, config.head_width(), config.inner);
-    let chunks = conv.sequences.frames.div_ceil(config.chunk);
-    let mut chunk = Chunk::new(config, conv.sequences.frames);
-    let mut states = initial_state(conv, piece);
-    let rows_max = config.chunk.min(conv.sequences.frames);
+    let chunks = source.conv.sequences.frames.div_ceil(config.chunk);
+    let mut chunk = Chunk::new(config, source.conv.sequences.frames);
+    let mut states = initial_state(source, piece);
+    let rows_max = config.chunk.min(source.conv.sequences.frames);
     let (mut stepped, mut y) = (vec![0.0; rows_max * width], vec![0.0; rows_max * width]);
     for index in 0..chunks {
         let from = index * config.chunk;
-        let rows = config.chunk.min(conv.sequences.frames - from);
-        chunk.load_group(conv, piece, from, rows);
+        let rows = config.chunk.min(source.conv.sequences.frames - from);
+        chunk.load_group(source, piece, from, rows);
         for (local, memory) in states.chunks_exact_mut(state * width).enumerate() {
             let head = piece.first_head + local;
-            chunk.load_head(conv, weights, piece.sequence, head, from, rows);
+            chunk.load_head(source, weights, piece.sequence, head, from, rows);
             if let Some(saved) = results.chunk_states {
                 // SAFETY: each head of each sequence belongs to one piece.
                 let target = unsafe {
@@ -134,9 +134,10 @@ fn scan(conv: &Conv<'_>, weights: &Weights<'_, f32>, piece: &Piece, results: Res
             for row in 0..rows {
                 // SAFETY: as above.
                 let target = unsafe {
-                    results
-                        .scanned
-                        .part((piece.sequence * conv.sequences.frames + from + row) * inner + head * width, width)
+                    results.scanned.part(
+                        (piece.sequence * source.conv.sequences.frames + from + row) * inner + head * width,
+                        width,
+                    )
                 };
                 target.copy_from_slice(&y[row * width..][..width]);
             }

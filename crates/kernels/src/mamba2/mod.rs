@@ -7,20 +7,19 @@
 
 mod backward;
 mod chunk;
-mod conv;
 mod forward;
 mod gate;
 pub mod plain;
 mod step;
 
+pub use crate::causal_conv::{HISTORY, TAPS};
+pub use crate::sequences::Sequences;
 pub use backward::{Gradients, InitialGradient, backward};
 pub use forward::{Forward, forward};
 pub use step::step;
 
-/// Width of the causal convolution.
-pub const TAPS: usize = 4;
-/// Frames of history that the convolution needs.
-pub const HISTORY: usize = TAPS - 1;
+use crate::causal_conv::Conv;
+
 /// Added to the mean square in the gated norm.
 pub const NORM_EPSILON: f64 = 1e-5;
 
@@ -129,27 +128,37 @@ impl<F> States<'_, F> {
     }
 }
 
-/// The sequences of a batch.
-#[derive(Clone, Copy, Debug)]
-pub struct Sequences<'a> {
-    /// How many there are.
-    pub batch: usize,
-    /// Frames of each.
-    pub frames: usize,
-    /// Frames at the start of each that are padding: their inputs count as zero and time stands still, so states pass
-    /// through unchanged (a convolution history must then be zero). Empty: none; otherwise one number a sequence.
-    pub padding: &'a [usize],
+/// What the scan reads beside the weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) config: Mamba2Config,
+    /// The convolution over x, B and C; its rows are the projected ones, whose other columns are z and dt.
+    pub(crate) conv: Conv<'a>,
+    /// `[batch, heads, head width, state]`
+    pub(crate) initial: Option<&'a [f32]>,
 }
 
-impl Sequences<'_> {
-    /// Padding of one sequence.
-    pub(crate) fn padding_of(&self, sequence: usize) -> usize {
-        self.padding.get(sequence).copied().unwrap_or(0)
-    }
-
-    pub(crate) fn check(&self, config: &Mamba2Config, projected: usize) {
-        assert_eq!(projected, self.batch * self.frames * config.projected(), "mamba2 projected input");
-        assert!(self.padding.is_empty() || self.padding.len() == self.batch, "mamba2: one padding a sequence");
+impl<'a> Source<'a> {
+    /// `taps` are the convolution's weights `[4, channels]`.
+    pub(crate) fn new(
+        config: &Mamba2Config,
+        sequences: Sequences<'a>,
+        projected: &'a [f32],
+        initial: Option<States<'a, f32>>,
+        taps: &'a [f32],
+        bias: &'a [f32],
+    ) -> Self {
+        let conv = Conv {
+            sequences,
+            values: projected,
+            row_width: config.projected(),
+            column: config.inner,
+            channels: config.conv_channels(),
+            initial: initial.map(|states| states.conv),
+            taps,
+            bias,
+        };
+        Self { config: *config, conv, initial: initial.map(|states| states.ssm) }
     }
 }
 
@@ -181,15 +190,4 @@ pub(crate) fn pieces(config: &Mamba2Config, batch: usize) -> (Vec<Piece>, usize)
         }
     }
     (list, parts)
-}
-
-/// Strided `[channels, 4]` weights as four contiguous rows.
-pub(crate) fn tap_rows(conv_weight: &[f32], channels: usize) -> Vec<f32> {
-    let mut rows = vec![0.0; TAPS * channels];
-    for channel in 0..channels {
-        for tap in 0..TAPS {
-            rows[tap * channels + channel] = conv_weight[channel * TAPS + tap];
-        }
-    }
-    rows
 }

@@ -1,6 +1,7 @@
 //! The recurrence frame by frame, generic over f32 and f64: the oracle of the chunked and fused paths.
 
-use super::{HISTORY, Mamba2Config, NORM_EPSILON, Sequences, States, TAPS, Weights};
+use super::{Mamba2Config, NORM_EPSILON, Sequences, States, Weights};
+use crate::plain::{Convolution, number, silu, silu_slope, softplus, softplus_slope};
 use num_traits::Float;
 
 /// What the recurrence computes, and what its backward pass reads again.
@@ -43,27 +44,6 @@ pub struct PlainGradients<F> {
     pub ssm_state: Vec<F>,
 }
 
-fn number<F: Float>(value: f64) -> F {
-    F::from(value).expect("f32 and f64 hold any constant used here")
-}
-
-fn sigmoid<F: Float>(x: F) -> F {
-    F::one() / (F::one() + (-x).exp())
-}
-
-fn silu<F: Float>(x: F) -> F {
-    x * sigmoid(x)
-}
-
-fn silu_slope<F: Float>(x: F) -> F {
-    let gate = sigmoid(x);
-    gate * (F::one() + x * (F::one() - gate))
-}
-
-fn softplus<F: Float>(x: F) -> F {
-    if x > number(20.0) { x } else { x.exp().ln_1p() }
-}
-
 /// Where things lie in one projected row and one convolution row.
 struct Places {
     inner: usize,
@@ -97,25 +77,21 @@ impl Places {
     }
 }
 
-/// Input of the convolution's tap `tap` at `frame`, from the sequence or its history.
-#[allow(clippy::too_many_arguments)]
-fn tap_value<F: Float>(
-    p: &Places,
-    sequences: &Sequences<'_>,
-    projected: &[F],
-    initial: Option<&States<'_, F>>,
-    sequence: usize,
-    frame: usize,
-    tap: usize,
-    channel: usize,
-) -> F {
-    let at = frame + tap;
-    if at >= HISTORY && at - HISTORY < sequences.padding_of(sequence) {
-        F::zero()
-    } else if at >= HISTORY {
-        projected[(sequence * sequences.frames + at - HISTORY) * p.row + p.inner + channel]
-    } else {
-        initial.map_or(F::zero(), |states| states.conv[(sequence * p.channels + channel) * HISTORY + at])
+fn convolution<'a, F: Float>(
+    config: &Mamba2Config,
+    sequences: Sequences<'a>,
+    projected: &'a [F],
+    weights: &Weights<'a, F>,
+    initial: Option<States<'a, F>>,
+) -> Convolution<'a, F> {
+    Convolution {
+        sequences,
+        values: projected,
+        row_width: config.projected(),
+        column: config.inner,
+        weight: weights.conv_weight,
+        bias: weights.conv_bias,
+        history: initial.map(|states| states.conv),
     }
 }
 
@@ -132,18 +108,20 @@ pub fn forward<F: Float>(
 ) -> Trace<F> {
     config.check();
     weights.check(config);
-    sequences.check(config, projected.len());
+    sequences.check(projected.len(), config.projected());
     let p = Places::new(config);
     let (heads, size) = (config.heads, config.ssm_state_size());
     let (batch, frames) = (sequences.batch, sequences.frames);
     let mut trace = Trace {
         output: vec![F::zero(); batch * frames * p.inner],
-        conv_state: vec![F::zero(); batch * config.conv_state_size()],
+        conv_state: Vec::new(),
         ssm_state: vec![F::zero(); batch * size],
         before: vec![F::zero(); batch * frames * p.channels],
         scanned: vec![F::zero(); batch * frames * p.inner],
         states: vec![F::zero(); batch * (frames + 1) * size],
     };
+    let conv = convolution(config, sequences, projected, weights, initial);
+    trace.conv_state = conv.final_history();
     for sequence in 0..batch {
         let first = sequence * (frames + 1) * size;
         if let Some(states) = &initial {
@@ -152,14 +130,7 @@ pub fn forward<F: Float>(
         for frame in 0..frames {
             let row = &projected[(sequence * frames + frame) * p.row..][..p.row];
             let before = &mut trace.before[(sequence * frames + frame) * p.channels..][..p.channels];
-            for (channel, value) in before.iter_mut().enumerate() {
-                *value = weights.conv_bias[channel];
-                for tap in 0..TAPS {
-                    *value = *value
-                        + weights.conv_weight[channel * TAPS + tap]
-                            * tap_value(&p, &sequences, projected, initial.as_ref(), sequence, frame, tap, channel);
-                }
-            }
+            before.copy_from_slice(&conv.frame(sequence, frame));
             let active: Vec<F> = before.iter().map(|value| silu(*value)).collect();
             let scanned = &mut trace.scanned[(sequence * frames + frame) * p.inner..][..p.inner];
             let (old, new) = trace.states[first + frame * size..first + (frame + 2) * size].split_at_mut(size);
@@ -191,12 +162,6 @@ pub fn forward<F: Float>(
         }
         let last = first + frames * size;
         trace.ssm_state[sequence * size..(sequence + 1) * size].copy_from_slice(&trace.states[last..last + size]);
-        for channel in 0..p.channels {
-            for row in 0..HISTORY {
-                trace.conv_state[(sequence * p.channels + channel) * HISTORY + row] =
-                    tap_value(&p, &sequences, projected, initial.as_ref(), sequence, frames, row, channel);
-            }
-        }
     }
     trace
 }
@@ -228,15 +193,16 @@ pub fn backward<F: Float>(
     let zeros = |length: usize| vec![F::zero(); length];
     let mut out = PlainGradients {
         projected: zeros(projected.len()),
-        conv_weight: zeros(p.channels * TAPS),
-        conv_bias: zeros(p.channels),
+        conv_weight: Vec::new(),
+        conv_bias: Vec::new(),
         dt_bias: zeros(heads),
         a_log: zeros(heads),
         d_skip: zeros(heads),
         norm: zeros(p.inner),
-        conv_state: zeros(batch * config.conv_state_size()),
+        conv_state: Vec::new(),
         ssm_state: zeros(batch * size),
     };
+    let mut d_before = zeros(batch * frames * p.channels);
     for sequence in 0..batch {
         let mut d_state = match &d_final {
             Some(states) => states.ssm[sequence * size..(sequence + 1) * size].to_vec(),
@@ -296,77 +262,18 @@ pub fn backward<F: Float>(
                 }
                 d_dt = d_dt + d_decay * decay * rate;
                 out.a_log[head] = out.a_log[head] + d_decay * decay * dt * rate;
-                let d_raw = if padded {
-                    F::zero()
-                } else if raw > number(20.0) {
-                    d_dt
-                } else {
-                    d_dt * sigmoid(raw)
-                };
+                let d_raw = if padded { F::zero() } else { d_dt * softplus_slope(raw) };
                 out.dt_bias[head] = out.dt_bias[head] + d_raw;
                 out.projected[index * p.row + config.dt_column() + head] = d_raw;
             }
-            for channel in 0..p.channels {
-                let d_before = d_active[channel] * silu_slope(before[channel]);
-                out.conv_bias[channel] = out.conv_bias[channel] + d_before;
-                for tap in 0..TAPS {
-                    let weight = channel * TAPS + tap;
-                    let value = tap_value(&p, &sequences, projected, initial.as_ref(), sequence, frame, tap, channel);
-                    out.conv_weight[weight] = out.conv_weight[weight] + d_before * value;
-                    add_tap(
-                        &p,
-                        &sequences,
-                        &mut out.projected,
-                        &mut out.conv_state,
-                        sequence,
-                        frame + tap,
-                        channel,
-                        d_before * weights.conv_weight[weight],
-                    );
-                }
+            for (channel, value) in d_active.into_iter().enumerate() {
+                d_before[index * p.channels + channel] = value * silu_slope(before[channel]);
             }
         }
         out.ssm_state[sequence * size..(sequence + 1) * size].copy_from_slice(&d_state);
-        if let Some(states) = &d_final {
-            for channel in 0..p.channels {
-                for row in 0..HISTORY {
-                    let value = states.conv[(sequence * p.channels + channel) * HISTORY + row];
-                    add_tap(
-                        &p,
-                        &sequences,
-                        &mut out.projected,
-                        &mut out.conv_state,
-                        sequence,
-                        frames + row,
-                        channel,
-                        value,
-                    );
-                }
-            }
-        }
     }
+    let conv = convolution(config, sequences, projected, weights, initial);
+    let d_conv = conv.backward(&d_before, d_final.map(|states| states.conv), &mut out.projected);
+    (out.conv_weight, out.conv_bias, out.conv_state) = (d_conv.weight, d_conv.bias, d_conv.history);
     out
-}
-
-/// Adds the gradient of the convolution input three frames before `at`.
-#[allow(clippy::too_many_arguments)]
-fn add_tap<F: Float>(
-    p: &Places,
-    sequences: &Sequences<'_>,
-    d_projected: &mut [F],
-    d_history: &mut [F],
-    sequence: usize,
-    at: usize,
-    channel: usize,
-    value: F,
-) {
-    if at >= HISTORY && at - HISTORY < sequences.padding_of(sequence) {
-        return;
-    }
-    let target = if at >= HISTORY {
-        &mut d_projected[(sequence * sequences.frames + at - HISTORY) * p.row + p.inner + channel]
-    } else {
-        &mut d_history[(sequence * p.channels + channel) * HISTORY + at]
-    };
-    *target = *target + value;
 }

@@ -2,8 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::gate::gate_row;
-use super::{HISTORY, Mamba2Config, TAPS, Weights};
-use crate::simd::{Isa, dot, fused, sigmoid, simd_fn, softplus};
+use super::{HISTORY, Mamba2Config, Weights};
+use crate::causal_conv;
+use crate::simd::{Isa, Portable, dot, fused, simd_fn, softplus};
 use crate::threads::Shared;
 use rayon::prelude::*;
 
@@ -38,7 +39,7 @@ pub fn step(
     for sequence in 0..batch {
         let input = &projected[sequence * config.projected() + inner..][..channels];
         let history = &mut conv_state[sequence * channels * HISTORY..][..channels * HISTORY];
-        convolve(
+        causal_conv::step(
             input,
             weights.conv_weight,
             weights.conv_bias,
@@ -54,7 +55,9 @@ pub fn step(
         let x = &values[head * width..][..width];
         let b = &values[inner + group * state..][..state];
         let c = &values[inner + (config.groups + group) * state..][..state];
-        let dt = softplus(projected[sequence * config.projected() + config.dt_column() + head] + weights.dt_bias[head]);
+        let dt = softplus::<Portable>(
+            projected[sequence * config.projected() + config.dt_column() + head] + weights.dt_bias[head],
+        );
         let decay = (dt * -weights.a_log[head].exp()).exp();
         // SAFETY: each head of each sequence is one task.
         let y = unsafe { shared.part(sequence * inner + head * width, width) };
@@ -68,30 +71,6 @@ pub fn step(
     for sequence in 0..batch {
         let z = &projected[sequence * config.projected()..][..inner];
         gate_row(z, weights.norm, config.groups, &mut out[sequence * inner..][..inner]);
-    }
-}
-
-fn convolve(input: &[f32], weight: &[f32], bias: &[f32], history: &mut [f32], out: &mut [f32]) {
-    for (channel, value) in out.iter_mut().enumerate() {
-        let taps = &weight[channel * TAPS..][..TAPS];
-        let past = &mut history[channel * HISTORY..][..HISTORY];
-        let sum = bias[channel] + taps[0] * past[0] + taps[1] * past[1] + taps[2] * past[2] + taps[3] * input[channel];
-        past[0] = past[1];
-        past[1] = past[2];
-        past[2] = input[channel];
-        *value = sum;
-    }
-    silu(out);
-}
-
-simd_fn! {
-    fn silu(values: &mut [f32]) = silu_body
-}
-
-#[inline(always)]
-fn silu_body<I: Isa>(values: &mut [f32]) {
-    for value in values {
-        *value *= sigmoid::<I>(*value);
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::parameters::{Initialiser, Parameters, Role};
-use crate::ssm::Mamba2Config;
+use crate::ssm::{Mamba1Config, Mamba2Config};
 
 use super::attention::{CrossAttention, SelfAttention};
 use super::channel_mixer::{EinFft, FeedForward};
@@ -136,6 +136,11 @@ impl StackConfig {
         self.mixer.d_model
     }
 
+    /// Sizes of the state-space layers where they are Mamba-1.
+    pub fn mamba1(&self) -> Mamba1Config {
+        Mamba1Config { d_model: self.width(), d_state: self.mixer.d_state, expand: self.mixer.expand }
+    }
+
     /// Adds fresh parameters. What ends in the residual stream is scaled by 1/sqrt(number of residual additions).
     pub fn init(&self, draw: &mut Initialiser, into: &mut Parameters) {
         let (width, parts) = (self.width(), self.kind.sublayers());
@@ -145,7 +150,13 @@ impl StackConfig {
                 let name = format!("backbone.{i}.{}", part.name());
                 into.push(format!("{name}.norm.weight"), &[width], Role::Free, vec![1.0; width]);
                 match part {
-                    Part::Mixer | Part::SecondMixer => self.mixer.init(&format!("{name}.mamba"), residuals, draw, into),
+                    Part::Mixer | Part::SecondMixer => {
+                        let name = format!("{name}.mamba");
+                        match self.ssm {
+                            SsmKind::Mamba2 => self.mixer.init(&name, residuals, draw, into),
+                            SsmKind::Mamba1 => self.mamba1().init(&name, residuals, draw, into),
+                        }
+                    }
                     Part::SelfAttention => SelfAttention::init(width, &name, residuals, draw, into),
                     Part::CrossAttention => CrossAttention::init(width, &name, residuals, draw, into),
                     Part::ChannelMixer => match self.channel_mixer {

@@ -14,7 +14,7 @@ use burn::tensor::Tensor;
 use crate::ops;
 use crate::parameters::Bound;
 use crate::ssm::mamba2::NORM_EPSILON;
-use crate::ssm::{Mamba2, Mamba2State};
+use crate::ssm::{Mamba1, Mamba1State, Mamba2, Mamba2State};
 
 pub use attention::{CrossAttention, KeyValues, SelfAttention, TextMemory};
 pub use channel_mixer::{EinFft, FeedForward};
@@ -48,7 +48,8 @@ pub trait Backbone {
 /// One sublayer.
 #[derive(Debug, Clone)]
 enum Layer {
-    Mamba2(Mamba2),
+    Mamba1(Box<Mamba1>),
+    Mamba2(Box<Mamba2>),
     SelfAttention(SelfAttention),
     CrossAttention(CrossAttention),
     FeedForward(FeedForward),
@@ -58,6 +59,8 @@ enum Layer {
 /// What one sublayer remembers between frames.
 #[derive(Debug, Clone)]
 pub enum LayerState {
+    /// A Mamba-1 layer's; its size never changes.
+    Mamba1(Mamba1State),
     /// A Mamba-2 layer's; its size never changes.
     Mamba2(Mamba2State),
     /// Keys and values of all frames so far, or of the text.
@@ -70,7 +73,11 @@ impl Layer {
     fn new(config: &StackConfig, part: Part, name: &str, bound: &Bound) -> Self {
         match part {
             Part::Mixer | Part::SecondMixer => {
-                Self::Mamba2(Mamba2::new(&config.mixer, &format!("{name}.mamba"), bound))
+                let name = format!("{name}.mamba");
+                match config.ssm {
+                    SsmKind::Mamba1 => Self::Mamba1(Box::new(Mamba1::new(&config.mamba1(), &name, bound))),
+                    SsmKind::Mamba2 => Self::Mamba2(Box::new(Mamba2::new(&config.mixer, &name, bound))),
+                }
             }
             Part::SelfAttention => Self::SelfAttention(SelfAttention::new(config.attention_head_dim, name, bound)),
             Part::CrossAttention => Self::CrossAttention(CrossAttention::new(config.attention_head_dim, name, bound)),
@@ -83,6 +90,7 @@ impl Layer {
 
     fn start(&self, batch: usize, text: Option<&TextMemory>) -> LayerState {
         match self {
+            Self::Mamba1(layer) => LayerState::Mamba1(layer.start(batch)),
             Self::Mamba2(layer) => LayerState::Mamba2(layer.start(batch)),
             Self::SelfAttention(layer) => LayerState::KeyValues(layer.start(batch)),
             Self::CrossAttention(layer) => LayerState::KeyValues(layer.read(text.expect("cross-attention needs text"))),
@@ -98,6 +106,11 @@ impl Layer {
         state: Option<LayerState>,
     ) -> (Tensor<3>, Option<LayerState>) {
         match (self, state) {
+            (Self::Mamba1(layer), None) => (layer.forward(x_btd, padding, None).0, None),
+            (Self::Mamba1(layer), Some(LayerState::Mamba1(state))) => {
+                let (y, state) = layer.forward(x_btd, padding, Some(state));
+                (y, state.map(LayerState::Mamba1))
+            }
             (Self::Mamba2(layer), None) => (layer.forward(x_btd, padding, None).0, None),
             (Self::Mamba2(layer), Some(LayerState::Mamba2(state))) => {
                 let (y, state) = layer.forward(x_btd, padding, Some(state));
@@ -123,6 +136,10 @@ impl Layer {
     fn step(&self, x_bd: Tensor<2>, state: LayerState) -> (Tensor<2>, LayerState) {
         let [batch, width] = x_bd.dims();
         match (self, state) {
+            (Self::Mamba1(layer), LayerState::Mamba1(state)) => {
+                let (y, state) = layer.step(x_bd, state);
+                (y, LayerState::Mamba1(state))
+            }
             (Self::Mamba2(layer), LayerState::Mamba2(state)) => {
                 let (y, state) = layer.step(x_bd, state);
                 (y, LayerState::Mamba2(state))

@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use crate::backbone::{ChannelMixer, Part};
+use crate::backbone::{ChannelMixer, Part, SsmKind};
 use crate::parameters::Role;
 
 use super::{Head, LmConfig, LmConfigError};
@@ -117,13 +117,21 @@ impl LmConfig {
     /// over the sequence. The scan is counted in its chunked form, causal halves in full, self-attention by what its
     /// causal half needs.
     pub fn training_flops(&self, places: usize, text: usize) -> Flops {
-        self.flops(text, (places as u64 / 2).max(1), self.chunked_scan())
+        let scan = match self.ssm {
+            SsmKind::Mamba1 => self.recurrence(),
+            SsmKind::Mamba2 => self.chunked_scan(),
+        };
+        self.flops(text, (places as u64 / 2).max(1), scan)
     }
 
     /// Operations of one stream's column while decoding, with `places` before it: the scan as a recurrence.
     pub fn decoding_flops(&self, places: usize, text: usize) -> Flops {
-        let recurrence = 6 * self.inner() * self.d_state as u64;
-        self.flops(text, places as u64, recurrence)
+        self.flops(text, places as u64, self.recurrence())
+    }
+
+    /// Decay, input and output of every state entry of every channel.
+    fn recurrence(&self) -> u64 {
+        6 * self.inner() * self.d_state as u64
     }
 
     fn inner(&self) -> u64 {
@@ -138,9 +146,18 @@ impl LmConfig {
 
     fn flops(&self, text: usize, seen: u64, scan: u64) -> Flops {
         let (width, layers, text) = (self.d_model as u64, self.layers as u64, text as u64);
-        let mixer = self.stack().mixer;
-        let projections = 2 * width * (mixer.projected() + mixer.d_inner()) as u64;
-        let convolution = 2 * (TAPS * mixer.conv_width()) as u64;
+        let (mixer, mamba1) = (self.stack().mixer, self.stack().mamba1());
+        let (projections, convolution) = match self.ssm {
+            SsmKind::Mamba1 => {
+                let inner = mamba1.d_inner() as u64;
+                let small = 2 * inner * (mamba1.selected() + mamba1.dt_rank()) as u64;
+                (6 * width * inner + small, 2 * TAPS as u64 * inner)
+            }
+            SsmKind::Mamba2 => {
+                let wide = (mixer.projected() + mixer.d_inner()) as u64;
+                (2 * width * wide, 2 * (TAPS * mixer.conv_width()) as u64)
+            }
+        };
         let channel_mixer = match self.channel_mixer {
             ChannelMixer::FeedForward => 4 * width * self.ff_multiple as u64 * width,
             // Two complex layers of width/blocks squared a block, and two transforms over blocks.
@@ -182,9 +199,13 @@ impl LmConfig {
 
     /// Bytes of a stream's state with `places` frames decoded beside a text of `text` tokens.
     pub fn state_bytes(&self, places: usize, text: usize) -> usize {
-        let mixer = self.stack().mixer.kernel();
+        let (mixer, mamba1) = (self.stack().mixer.kernel(), self.stack().mamba1().kernel());
+        let ssm = match self.ssm {
+            SsmKind::Mamba1 => mamba1.conv_state_size() + mamba1.ssm_state_size(),
+            SsmKind::Mamba2 => mixer.conv_state_size() + mixer.ssm_state_size(),
+        };
         let of = |part: &Part| match part {
-            Part::Mixer | Part::SecondMixer => mixer.conv_state_size() + mixer.ssm_state_size(),
+            Part::Mixer | Part::SecondMixer => ssm,
             Part::SelfAttention => 2 * self.d_model * self.places(places, text),
             Part::CrossAttention => 2 * self.d_model * text,
             Part::ChannelMixer => 0,
@@ -223,6 +244,11 @@ impl LmConfig {
         let (width, mixer) = (self.d_model, self.stack().mixer);
         3 * width
             + match part {
+                // Projection, x, selection, steps, states between chunks, gated output.
+                Part::Mixer | Part::SecondMixer if self.ssm == SsmKind::Mamba1 => {
+                    let (mamba1, kernel) = (self.stack().mamba1(), self.stack().mamba1().kernel());
+                    5 * mamba1.d_inner() + mamba1.selected() + kernel.ssm_state_size() / kernel.chunk
+                }
                 // Projection, scan, states between chunks, gated output.
                 Part::Mixer | Part::SecondMixer => {
                     mixer.projected() + 2 * mixer.d_inner() + mixer.kernel().ssm_state_size() / self.chunk
@@ -240,6 +266,7 @@ impl LmConfig {
     fn widest_floats(&self, part: Part) -> usize {
         let (width, mixer) = (self.d_model, self.stack().mixer);
         match part {
+            Part::Mixer | Part::SecondMixer if self.ssm == SsmKind::Mamba1 => 7 * mixer.d_inner(),
             Part::Mixer | Part::SecondMixer => mixer.projected() + 3 * mixer.d_inner(),
             Part::SelfAttention | Part::CrossAttention => 6 * width,
             Part::ChannelMixer => match self.channel_mixer {

@@ -150,6 +150,11 @@ pub fn with_precision<R>(precision: MatrixPrecision, work: impl FnOnce() -> R) -
     work()
 }
 
+/// The precision in force on this thread.
+pub(super) fn precision() -> MatrixPrecision {
+    PRECISION.get()
+}
+
 impl Operation for LinearOperation {
     fn forward(&self, inputs: &[FlexTensor], _tracked: bool) -> Results {
         let (x, weight) = (matrix(&inputs[0]), matrix(&inputs[1]));
@@ -195,7 +200,7 @@ fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
 }
 
 fn apply_linear<const D: usize>(turned: bool, x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    let operation = LinearOperation { turned, precision: PRECISION.get() };
+    let operation = LinearOperation { turned, precision: precision() };
     match bias {
         Some(bias) => apply_3(operation, x, weight, bias),
         None => apply_2(operation, x, weight),

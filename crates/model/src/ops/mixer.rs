@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use mambo_kernels::mamba2::{self, Mamba2Config, Sequences, States, Weights};
 
-use super::{FusedOperations, Operation, from_vec, shape, values};
+use super::{FusedOperations, Operation, from_vec, join_parts, shape, split_parts, values};
 
 /// Inputs: projected, conv weight, conv bias, dt bias, A_log, D, norm weight, and with states conv and ssm state.
 ///
@@ -43,7 +43,7 @@ fn initial(inputs: &[FlexTensor]) -> Option<States<'_, f32>> {
 }
 
 /// Lengths of the three parts of a row of the output with states.
-fn parts(config: &Mamba2Config, frames: usize) -> [usize; 3] {
+fn sizes(config: &Mamba2Config, frames: usize) -> [usize; 3] {
     [frames * config.inner, config.conv_state_size(), config.ssm_state_size()]
 }
 
@@ -65,14 +65,8 @@ impl Operation for MixerOperation {
         if !with_states {
             return (from_vec(out.output, [batch, frames, self.config.inner]), saved);
         }
-        let sizes = parts(&self.config, frames);
-        let mut packed = Vec::with_capacity(batch * sizes.iter().sum::<usize>());
-        for sequence in 0..batch {
-            for (part, size) in [&out.output, &out.conv_state, &out.ssm_state].into_iter().zip(sizes) {
-                packed.extend_from_slice(&part[sequence * size..(sequence + 1) * size]);
-            }
-        }
-        (from_vec(packed, [batch, sizes.iter().sum::<usize>()]), saved)
+        let parts = [out.output.as_slice(), &out.conv_state, &out.ssm_state];
+        (join_parts(batch, parts, sizes(&self.config, frames)), saved)
     }
 
     fn backward(&self, inputs: &[FlexTensor], saved: &[FlexTensor], gradient: &FlexTensor) -> Vec<FlexTensor> {
@@ -82,17 +76,10 @@ impl Operation for MixerOperation {
             [scanned, chunk_states] => Some((values(scanned), values(chunk_states))),
             _ => None,
         };
-        let mut unpacked: [Vec<f32>; 3] = Default::default();
+        let parts;
         let (d_output, d_final) = if states.is_some() {
-            let sizes = parts(&self.config, sequences.frames);
-            for row in values(gradient).chunks_exact(sizes.iter().sum()) {
-                let mut from = 0;
-                for (part, size) in unpacked.iter_mut().zip(sizes) {
-                    part.extend_from_slice(&row[from..from + size]);
-                    from += size;
-                }
-            }
-            let [output, conv, ssm] = &unpacked;
+            parts = split_parts(gradient, sizes(&self.config, sequences.frames));
+            let [output, conv, ssm] = &parts;
             (output.as_slice(), Some(States { conv, ssm }))
         } else {
             (values(gradient), None)
@@ -197,7 +184,7 @@ pub fn mamba2_mixer_with_states(
         states.conv_bcw.into_dispatch(),
         states.ssm_bhpn.into_dispatch(),
     ));
-    let [output, conv, ssm] = parts(&config, frames);
+    let [output, conv, ssm] = sizes(&config, frames);
     let part = |from: usize, size: usize| packed.clone().narrow(1, from, size);
     (
         part(0, output).reshape([batch, frames, config.inner]),

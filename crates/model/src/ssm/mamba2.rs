@@ -4,14 +4,14 @@
 //! Law: `forward` over a sequence equals its single `step`s in outputs, state and gradients.
 //! Padding frames in front leave convolution and state exactly as if they were not there.
 
-use burn::tensor::{Tensor, TensorData, activation};
+use burn::tensor::{Tensor, activation};
 use mambo_kernels::mamba2::TAPS;
 use serde::{Deserialize, Serialize};
 
 use crate::ops;
 use crate::parameters::{Bound, Initialiser, Parameters, Role};
 
-use super::chunked_scan;
+use super::{causal_conv, chunked_scan, draw_step_biases, linear, padding_mask};
 
 /// Sizes of one Mamba-2 layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,13 +80,7 @@ impl Mamba2Config {
         );
         into.push(format!("{prefix}.conv1d.weight"), &[conv, 1, TAPS], Role::Free, draw.fan_in(conv * TAPS, TAPS));
         into.push(format!("{prefix}.conv1d.bias"), &[conv], Role::Free, draw.fan_in(conv, TAPS));
-        // Time steps log-uniform in [0.001, 0.1]; the bias is the inverse softplus of the draw.
-        let mut dt_bias = draw.uniform(heads, 0.001_f32.ln(), 0.1_f32.ln());
-        for value in &mut dt_bias {
-            let dt = value.exp().max(1e-4);
-            *value = dt + (-(-dt).exp_m1()).ln();
-        }
-        into.push(format!("{prefix}.dt_bias"), &[heads], Role::Free, dt_bias);
+        into.push(format!("{prefix}.dt_bias"), &[heads], Role::Free, draw_step_biases(heads, draw));
         let a_log = draw.uniform(heads, 1.0, 16.0).iter().map(|a| a.ln()).collect();
         into.push(format!("{prefix}.A_log"), &[heads], Role::Free, a_log);
         into.push(format!("{prefix}.D"), &[heads], Role::Free, vec![1.0; heads]);
@@ -184,24 +178,14 @@ impl Mamba2 {
         let config = &self.config;
         let [batch, frames, _] = u_btd.dims();
         let (inner, size, heads) = (config.d_inner(), config.d_state, config.heads());
-        let mask: Vec<f32> = (0..batch * frames)
-            .map(|i| f32::from(u8::from(i % frames >= padding.get(i / frames).copied().unwrap_or(0))))
-            .collect();
-        let mask_bt1 = Tensor::<3>::from_data(TensorData::new(mask, [batch, frames, 1]), &u_btd.device());
+        let mask_bt1 = padding_mask(batch, frames, padding, &u_btd.device());
         // A zero input makes zero convolution inputs: the same history as before a first frame.
         let zxbcdt = linear(u_btd * mask_bt1.clone(), &self.in_proj);
         let z_bti = zxbcdt.clone().narrow(2, 0, inner);
         let xbc_btc = zxbcdt.clone().narrow(2, inner, config.conv_width());
         let dt_bth = zxbcdt.narrow(2, inner + config.conv_width(), heads);
 
-        let history = Tensor::cat(vec![state.conv_bcw.swap_dims(1, 2), xbc_btc], 1);
-        let conv_bcw = history.clone().narrow(1, frames, TAPS - 1).swap_dims(1, 2);
-        let mut sum = self.conv_bias_c.clone().reshape([1, 1, -1]);
-        for j in 0..TAPS {
-            let weight = self.conv_weight_cw.clone().narrow(1, j, 1).reshape([1, 1, -1]);
-            sum = history.clone().narrow(1, j, frames) * weight + sum;
-        }
-        let xbc_btc = activation::silu(sum);
+        let (xbc_btc, conv_bcw) = causal_conv(xbc_btc, state.conv_bcw, &self.conv_weight_cw, &self.conv_bias_c);
 
         let x_bthp = xbc_btc.clone().narrow(2, 0, inner).reshape([batch, frames, heads, config.head_dim]);
         let dt_bth = activation::softplus(dt_bth + self.dt_bias_h.clone().reshape([1, 1, heads]), 1.0);
@@ -273,13 +257,6 @@ impl Mamba2 {
         let scale = (x.clone().square().mean_dim(2) + NORM_EPSILON).sqrt().recip();
         (x * scale).reshape([rows, inner]) * self.norm_weight.clone().reshape([1, inner])
     }
-}
-
-/// `x W^T` over the last axis, as one matrix product over all rows.
-fn linear(x_btd: Tensor<3>, weight_od: &Tensor<2>) -> Tensor<3> {
-    let [batch, frames, width] = x_btd.dims();
-    let out = weight_od.dims()[0];
-    x_btd.reshape([batch * frames, width]).matmul(weight_od.clone().transpose()).reshape([batch, frames, out])
 }
 
 /// Epsilon of every RMSNorm here.

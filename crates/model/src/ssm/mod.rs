@@ -1,14 +1,62 @@
-//! State-space layers.
+//! State-space layers, and what they share in plain tensor operations.
 //!
 //! [`chunked_scan`] is the plain form of the SSD recurrence of Mamba-2 (arXiv 2405.21060, section 6) in
 //! tensor operations; it is the oracle of the fused scan in `ops`.
 //! Laws: the chunk size never changes the result, and a whole sequence equals its single steps.
 
+pub mod mamba1;
 pub mod mamba2;
 
+pub use mamba1::{Mamba1, Mamba1Config, Mamba1State};
 pub use mamba2::{Mamba2, Mamba2Config, Mamba2State};
 
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData, activation};
+use mambo_kernels::mamba1::{HISTORY, TAPS};
+
+use crate::parameters::Initialiser;
+
+/// Biases whose softplus is a time step log-uniform in [0.001, 0.1], as published.
+fn draw_step_biases(count: usize, draw: &mut Initialiser) -> Vec<f32> {
+    let mut biases = draw.uniform(count, 0.001_f32.ln(), 0.1_f32.ln());
+    for value in &mut biases {
+        let dt = value.exp().max(1e-4);
+        *value = dt + (-(-dt).exp_m1()).ln();
+    }
+    biases
+}
+
+/// `x W^T` over the last axis, as one matrix product over all rows.
+fn linear(x_btd: Tensor<3>, weight_od: &Tensor<2>) -> Tensor<3> {
+    let [batch, frames, width] = x_btd.dims();
+    let out = weight_od.dims()[0];
+    x_btd.reshape([batch * frames, width]).matmul(weight_od.clone().transpose()).reshape([batch, frames, out])
+}
+
+/// 0 where a sequence has padding in front, 1 elsewhere: `[batch, frames, 1]`.
+fn padding_mask(batch: usize, frames: usize, padding: &[usize], device: &Device) -> Tensor<3> {
+    let mask: Vec<f32> = (0..batch * frames)
+        .map(|i| f32::from(u8::from(i % frames >= padding.get(i / frames).copied().unwrap_or(0))))
+        .collect();
+    Tensor::from_data(TensorData::new(mask, [batch, frames, 1]), device)
+}
+
+/// Causal convolution and SiLU of `x_btc` after the inputs `history_bcw`, oldest first; also the last of them.
+fn causal_conv(
+    x_btc: Tensor<3>,
+    history_bcw: Tensor<3>,
+    weight_cw: &Tensor<2>,
+    bias_c: &Tensor<1>,
+) -> (Tensor<3>, Tensor<3>) {
+    let frames = x_btc.dims()[1];
+    let inputs = Tensor::cat(vec![history_bcw.swap_dims(1, 2), x_btc], 1);
+    let last_bcw = inputs.clone().narrow(1, frames, HISTORY).swap_dims(1, 2);
+    let mut sum = bias_c.clone().reshape([1, 1, -1]);
+    for tap in 0..TAPS {
+        let weight = weight_cw.clone().narrow(1, tap, 1).reshape([1, 1, -1]);
+        sum = inputs.clone().narrow(1, tap, frames) * weight + sum;
+    }
+    (activation::silu(sum), last_bcw)
+}
 
 /// Runs `S <- exp(dt a) S + dt x (outer) B; y = S C` over time in chunks.
 ///

@@ -4,9 +4,9 @@ use half::f16;
 use mambo_kernels::activation::Activation;
 use mambo_kernels::attention::{self, Cache, Columns};
 use mambo_kernels::half_linear::HalfLinear;
-use mambo_kernels::mamba2 as kernel;
+use mambo_kernels::{mamba1, mamba2};
 
-use crate::backbone::{ChannelMixer, Part, StackConfig};
+use crate::backbone::{ChannelMixer, Part, SsmKind, StackConfig};
 use crate::parameters::Parameters;
 use crate::ssm::mamba2::NORM_EPSILON;
 
@@ -68,6 +68,7 @@ pub(super) struct Sublayer {
 }
 
 enum Layer {
+    Mamba1(Mamba1),
     Mamba2(Mamba2),
     SelfAttention { heads: usize, in_proj: HalfLinear, out_proj: HalfLinear },
     CrossAttention { heads: usize, q_proj: HalfLinear, kv_proj: HalfLinear, out_proj: HalfLinear },
@@ -75,8 +76,21 @@ enum Layer {
     FeedForward { wide: HalfLinear, wide_bias: Vec<f32>, back: HalfLinear, back_bias: Vec<f32> },
 }
 
+struct Mamba1 {
+    kernel: mamba1::Mamba1Config,
+    in_proj: HalfLinear,
+    conv_weight: Vec<f32>,
+    conv_bias: Vec<f32>,
+    x_proj: HalfLinear,
+    dt_proj: HalfLinear,
+    dt_bias: Vec<f32>,
+    a_log: Vec<f32>,
+    d_skip: Vec<f32>,
+    out_proj: HalfLinear,
+}
+
 struct Mamba2 {
-    kernel: kernel::Mamba2Config,
+    kernel: mamba2::Mamba2Config,
     in_proj: HalfLinear,
     conv_weight: Vec<f32>,
     conv_bias: Vec<f32>,
@@ -95,6 +109,21 @@ impl Sublayer {
         let matrix = |name: &str, inputs: usize| linear(&value(name), inputs);
         let heads = width / config.attention_head_dim;
         let layer = match part {
+            Part::Mixer | Part::SecondMixer if config.ssm == SsmKind::Mamba1 => {
+                let sizes = config.mamba1();
+                Layer::Mamba1(Mamba1 {
+                    kernel: sizes.kernel(),
+                    in_proj: matrix("mamba.in_proj.weight", width),
+                    conv_weight: value("mamba.conv1d.weight"),
+                    conv_bias: value("mamba.conv1d.bias"),
+                    x_proj: matrix("mamba.x_proj.weight", sizes.d_inner()),
+                    dt_proj: matrix("mamba.dt_proj.weight", sizes.dt_rank()),
+                    dt_bias: value("mamba.dt_proj.bias"),
+                    a_log: value("mamba.A_log"),
+                    d_skip: value("mamba.D"),
+                    out_proj: matrix("mamba.out_proj.weight", sizes.d_inner()),
+                })
+            }
             Part::Mixer | Part::SecondMixer => Layer::Mamba2(Mamba2 {
                 kernel: config.mixer.kernel(),
                 in_proj: matrix("mamba.in_proj.weight", width),
@@ -137,6 +166,10 @@ impl Sublayer {
     /// What one stream remembers before its first frame; `text` `[tokens, d]` is what cross-attention attends to.
     pub fn start(&self, text: &[f32]) -> Memory {
         match &self.layer {
+            Layer::Mamba1(layer) => Memory::Ssm {
+                conv: vec![0.0; layer.kernel.conv_state_size()],
+                ssm: vec![0.0; layer.kernel.ssm_state_size()],
+            },
             Layer::Mamba2(layer) => Memory::Ssm {
                 conv: vec![0.0; layer.kernel.conv_state_size()],
                 ssm: vec![0.0; layer.kernel.ssm_state_size()],
@@ -157,11 +190,35 @@ impl Sublayer {
         let width = self.norm.len();
         let rows = h.len() / width;
         match (&self.layer, memory) {
+            (Layer::Mamba1(layer), Memory::Ssm { conv, ssm }) => {
+                let mut projected = vec![0.0; rows * layer.kernel.projected()];
+                layer.in_proj.add(&normed, &mut projected);
+                let mut gated = vec![0.0; rows * layer.kernel.inner];
+                let weights = mamba1::Weights {
+                    conv_weight: &layer.conv_weight,
+                    conv_bias: &layer.conv_bias,
+                    dt_bias: &layer.dt_bias,
+                    a_log: &layer.a_log,
+                    d_skip: &layer.d_skip,
+                };
+                mamba1::step(
+                    &layer.kernel,
+                    rows,
+                    &projected,
+                    &weights,
+                    |x, out| layer.x_proj.add(x, out),
+                    |x, out| layer.dt_proj.add(x, out),
+                    conv,
+                    ssm,
+                    &mut gated,
+                );
+                layer.out_proj.add(&gated, h);
+            }
             (Layer::Mamba2(layer), Memory::Ssm { conv, ssm }) => {
                 let mut projected = vec![0.0; rows * layer.kernel.projected()];
                 layer.in_proj.add(&normed, &mut projected);
                 let mut gated = vec![0.0; rows * layer.kernel.inner];
-                let weights = kernel::Weights {
+                let weights = mamba2::Weights {
                     conv_weight: &layer.conv_weight,
                     conv_bias: &layer.conv_bias,
                     dt_bias: &layer.dt_bias,
@@ -169,7 +226,7 @@ impl Sublayer {
                     d_skip: &layer.d_skip,
                     norm: &layer.norm,
                 };
-                kernel::step(&layer.kernel, rows, &projected, &weights, conv, ssm, &mut gated);
+                mamba2::step(&layer.kernel, rows, &projected, &weights, conv, ssm, &mut gated);
                 layer.out_proj.add(&gated, h);
             }
             (Layer::SelfAttention { heads, in_proj, out_proj }, Memory::KeyValues(streams)) => {

@@ -1,9 +1,17 @@
-//! The causal convolution of width 4 with SiLU, on rows of `width` neighbouring channels, and its backward pass.
+//! Causal depthwise convolution of width 4 with SiLU on some columns of wider rows, and its backward pass: the local
+//! mixing in front of the scans of Mamba-1 and Mamba-2.
+//!
+//! Laws: padding counts as zero inputs; a sequence may be cut anywhere if the last three inputs are carried over.
 
-use super::{HISTORY, Mamba2Config, Sequences, States, TAPS};
+use crate::sequences::Sequences;
 use crate::simd::{Isa, fused, sigmoid, simd_fn};
-use crate::threads::Shared;
+use crate::threads::{Shared, sum_rows};
 use rayon::prelude::*;
+
+/// Width of the causal convolution.
+pub const TAPS: usize = 4;
+/// Frames of history that the convolution needs.
+pub const HISTORY: usize = TAPS - 1;
 
 /// A run of neighbouring convolution channels.
 #[derive(Clone, Copy, Debug)]
@@ -15,35 +23,40 @@ pub(crate) struct Channels {
 /// The convolution's inputs and weights.
 #[derive(Clone, Copy)]
 pub(crate) struct Conv<'a> {
-    pub(crate) config: Mamba2Config,
     pub(crate) sequences: Sequences<'a>,
-    /// `[batch, frames, projected]`
-    pub(crate) projected: &'a [f32],
-    /// Frames before the first; zeros where absent.
-    pub(crate) initial: Option<States<'a, f32>>,
+    /// `[batch, frames, row_width]`; the inputs are the columns from `column` on.
+    pub(crate) values: &'a [f32],
+    pub(crate) row_width: usize,
+    pub(crate) column: usize,
+    pub(crate) channels: usize,
+    /// Inputs before the first frame `[batch, channels, 3]`, oldest first; zeros where absent.
+    pub(crate) initial: Option<&'a [f32]>,
     /// `[4, channels]`
     pub(crate) taps: &'a [f32],
     /// `[channels]`
     pub(crate) bias: &'a [f32],
 }
 
+/// Frames a task of [`Conv::forward`] handles.
+const FORWARD_TILE: usize = 32;
+
 impl Conv<'_> {
     /// Copies frames `from - 3 .. from + rows` of the channels into `raw` `[rows + 3, width]`.
     pub(crate) fn gather(&self, sequence: usize, channels: Channels, from: usize, rows: usize, raw: &mut [f32]) {
-        let (width, total) = (channels.width, self.config.conv_channels());
+        let width = channels.width;
         let padding = self.sequences.padding_of(sequence);
         for (row, line) in raw[..(rows + HISTORY) * width].chunks_exact_mut(width).enumerate() {
             let frame = from + row;
             if (HISTORY..HISTORY + padding).contains(&frame) {
                 line.fill(0.0);
             } else if frame >= HISTORY {
-                let at = (sequence * self.sequences.frames + frame - HISTORY) * self.config.projected()
-                    + self.config.inner
+                let at = (sequence * self.sequences.frames + frame - HISTORY) * self.row_width
+                    + self.column
                     + channels.first;
-                line.copy_from_slice(&self.projected[at..at + width]);
-            } else if let Some(states) = self.initial {
+                line.copy_from_slice(&self.values[at..at + width]);
+            } else if let Some(initial) = self.initial {
                 for (channel, value) in line.iter_mut().enumerate() {
-                    *value = states.conv[(sequence * total + channels.first + channel) * HISTORY + frame];
+                    *value = initial[(sequence * self.channels + channels.first + channel) * HISTORY + frame];
                 }
             } else {
                 line.fill(0.0);
@@ -53,16 +66,30 @@ impl Conv<'_> {
 
     /// Convolution and SiLU of `rows` frames gathered in `raw`, into `out` `[rows, width]`.
     pub(crate) fn activate(&self, channels: Channels, rows: usize, raw: &[f32], out: &mut [f32]) {
-        let total = self.config.conv_channels();
         let taps: [&[f32]; TAPS] =
-            std::array::from_fn(|tap| &self.taps[tap * total + channels.first..][..channels.width]);
+            std::array::from_fn(|tap| &self.taps[tap * self.channels + channels.first..][..channels.width]);
         activate_rows(rows, taps, &self.bias[channels.first..][..channels.width], raw, out);
+    }
+
+    /// Convolution and SiLU of everything, `[batch, frames, channels]`.
+    pub(crate) fn forward(&self) -> Vec<f32> {
+        let (frames, width) = (self.sequences.frames, self.channels);
+        let channels = Channels { first: 0, width };
+        let mut out = vec![0.0; self.sequences.batch * frames * width];
+        out.par_chunks_mut((frames * width).max(1)).enumerate().for_each(|(sequence, out)| {
+            out.par_chunks_mut(FORWARD_TILE * width).enumerate().for_each(|(tile, out)| {
+                let rows = out.len() / width;
+                let mut raw = vec![0.0; (rows + HISTORY) * width];
+                self.gather(sequence, channels, tile * FORWARD_TILE, rows, &mut raw);
+                self.activate(channels, rows, &raw, out);
+            });
+        });
+        out
     }
 
     /// The convolution's inputs after the last frame, `[batch, channels, 3]`.
     pub(crate) fn final_state(&self) -> Vec<f32> {
-        let batch = self.sequences.batch;
-        let total = self.config.conv_channels();
+        let (batch, total) = (self.sequences.batch, self.channels);
         let channels = Channels { first: 0, width: total };
         let mut state = vec![0.0; batch * total * HISTORY];
         let mut raw = vec![0.0; HISTORY * total];
@@ -75,6 +102,43 @@ impl Conv<'_> {
             }
         }
         state
+    }
+}
+
+/// Strided `[channels, 4]` weights as four contiguous rows.
+pub(crate) fn tap_rows(conv_weight: &[f32], channels: usize) -> Vec<f32> {
+    let mut rows = vec![0.0; TAPS * channels];
+    for channel in 0..channels {
+        for tap in 0..TAPS {
+            rows[tap * channels + channel] = conv_weight[channel * TAPS + tap];
+        }
+    }
+    rows
+}
+
+/// One frame of one sequence: convolution and SiLU of `input` `[channels]` into `out`; `history` `[channels, 3]`
+/// moves on. `weight` is `[channels, 4]`.
+pub(crate) fn step(input: &[f32], weight: &[f32], bias: &[f32], history: &mut [f32], out: &mut [f32]) {
+    for (channel, value) in out.iter_mut().enumerate() {
+        let taps = &weight[channel * TAPS..][..TAPS];
+        let past = &mut history[channel * HISTORY..][..HISTORY];
+        let sum = bias[channel] + taps[0] * past[0] + taps[1] * past[1] + taps[2] * past[2] + taps[3] * input[channel];
+        past[0] = past[1];
+        past[1] = past[2];
+        past[2] = input[channel];
+        *value = sum;
+    }
+    silu(out);
+}
+
+simd_fn! {
+    fn silu(values: &mut [f32]) = silu_body
+}
+
+#[inline(always)]
+fn silu_body<I: Isa>(values: &mut [f32]) {
+    for value in values {
+        *value *= sigmoid::<I>(*value);
     }
 }
 
@@ -177,51 +241,69 @@ pub(crate) struct ConvGradients {
     pub(crate) history: Vec<f32>,
 }
 
-/// Backward pass of convolution and SiLU.
-///
-/// `d_projected` `[batch, frames, projected]` holds at the channels' columns the gradients of the activated values
-/// and receives there the gradients of the inputs. `d_final` is the gradient of the final history, if that was used.
-pub(crate) fn conv_backward(conv: &Conv<'_>, d_projected: &mut [f32], d_final: Option<&[f32]>) -> ConvGradients {
-    let (batch, total) = (conv.sequences.batch, conv.config.conv_channels());
-    let blocks = total.div_ceil(TASK_WIDTH);
-    let mut partial = vec![0.0f32; batch * (TAPS + 1) * total];
-    let mut history = vec![0.0f32; if conv.initial.is_some() { batch * total * HISTORY } else { 0 }];
-    {
-        let (d_projected, partial, history) =
-            (Shared::new(d_projected), Shared::new(&mut partial), Shared::new(&mut history));
-        (0..batch * blocks).into_par_iter().for_each(|task| {
-            let (sequence, block) = (task / blocks, task % blocks);
-            let first = block * TASK_WIDTH;
-            let channels = Channels { first, width: TASK_WIDTH.min(total - first) };
-            backward_task(conv, sequence, channels, d_projected, partial, history, d_final);
-        });
-    }
-    let summed = crate::threads::sum_rows(&partial, (TAPS + 1) * total);
-    let mut weight = vec![0.0; total * TAPS];
-    for channel in 0..total {
-        for tap in 0..TAPS {
-            weight[channel * TAPS + tap] = summed[tap * total + channel];
+/// Columns of rows that several tasks write at once, each its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns<'a> {
+    pub(crate) values: Shared<'a, f32>,
+    pub(crate) row_width: usize,
+    pub(crate) column: usize,
+}
+
+impl Conv<'_> {
+    /// Backward pass of convolution and SiLU.
+    ///
+    /// `d_active` holds the gradients of the activated values, `d_inputs` receives those of the inputs; both may be
+    /// the same columns. `d_final` is the gradient of the final history, if that was used.
+    pub(crate) fn backward(
+        &self,
+        d_active: Columns<'_>,
+        d_inputs: Columns<'_>,
+        d_final: Option<&[f32]>,
+    ) -> ConvGradients {
+        let (batch, total) = (self.sequences.batch, self.channels);
+        let blocks = total.div_ceil(TASK_WIDTH);
+        let mut partial = vec![0.0f32; batch * (TAPS + 1) * total];
+        let mut history = vec![0.0f32; if self.initial.is_some() { batch * total * HISTORY } else { 0 }];
+        {
+            let (partial, history) = (Shared::new(&mut partial), Shared::new(&mut history));
+            let results = Results { d_active, d_inputs, partial, history };
+            (0..batch * blocks).into_par_iter().for_each(|task| {
+                let (sequence, block) = (task / blocks, task % blocks);
+                let first = block * TASK_WIDTH;
+                let channels = Channels { first, width: TASK_WIDTH.min(total - first) };
+                backward_task(self, sequence, channels, results, d_final);
+            });
         }
+        let summed = sum_rows(&partial, (TAPS + 1) * total);
+        let mut weight = vec![0.0; total * TAPS];
+        for channel in 0..total {
+            for tap in 0..TAPS {
+                weight[channel * TAPS + tap] = summed[tap * total + channel];
+            }
+        }
+        ConvGradients { weight, bias: summed[TAPS * total..].to_vec(), history }
     }
-    ConvGradients { weight, bias: summed[TAPS * total..].to_vec(), history }
+}
+
+/// Where the tasks of the backward pass read and write, each its own channels of its own sequence.
+#[derive(Clone, Copy)]
+struct Results<'a> {
+    d_active: Columns<'a>,
+    d_inputs: Columns<'a>,
+    partial: Shared<'a, f32>,
+    history: Shared<'a, f32>,
 }
 
 #[allow(unsafe_code)]
-fn backward_task(
-    conv: &Conv<'_>,
-    sequence: usize,
-    channels: Channels,
-    d_projected: Shared<'_, f32>,
-    partial: Shared<'_, f32>,
-    history: Shared<'_, f32>,
-    d_final: Option<&[f32]>,
-) {
-    let (width, total, row_width, frames) =
-        (channels.width, conv.config.conv_channels(), conv.config.projected(), conv.sequences.frames);
+fn backward_task(conv: &Conv<'_>, sequence: usize, channels: Channels, results: Results<'_>, d_final: Option<&[f32]>) {
+    let (width, total, frames) = (channels.width, conv.channels, conv.sequences.frames);
     let padding = conv.sequences.padding_of(sequence);
     let taps: [&[f32]; TAPS] = std::array::from_fn(|tap| &conv.taps[tap * total + channels.first..][..width]);
     let bias = &conv.bias[channels.first..][..width];
-    let at = |frame: usize| (sequence * frames + frame) * row_width + conv.config.inner + channels.first;
+    let at = |place: Columns<'_>, frame: usize| {
+        (sequence * frames + frame) * place.row_width + place.column + channels.first
+    };
+    let (d_active, d_inputs) = (results.d_active, results.d_inputs);
     let mut raw = vec![0.0; (TILE + 2 * HISTORY) * width];
     let mut gradient = vec![0.0; (TILE + HISTORY) * width];
     let mut inputs = vec![0.0; TILE * width];
@@ -237,7 +319,7 @@ fn backward_task(
         conv.gather(sequence, channels, from, known, &mut raw);
         for row in done..known {
             // SAFETY: this task alone touches these channels of this sequence.
-            let source = unsafe { d_projected.part(at(from + row), width) };
+            let source = unsafe { d_active.values.part(at(d_active, from + row), width) };
             gradient[row * width..][..width].copy_from_slice(source);
         }
         if known > done {
@@ -250,7 +332,7 @@ fn backward_task(
         undo_conv(rows, taps, &raw, &gradient, &mut inputs, &mut weights);
         for row in 0..rows {
             // SAFETY: as above; later tiles have already read what they need of these frames.
-            let target = unsafe { d_projected.part(at(from + row), width) };
+            let target = unsafe { d_inputs.values.part(at(d_inputs, from + row), width) };
             if from + row < padding {
                 target.fill(0.0);
             } else {
@@ -263,13 +345,13 @@ fn backward_task(
     }
     for tap in 0..=TAPS {
         // SAFETY: one task per sequence and run of channels.
-        let target = unsafe { partial.part((sequence * (TAPS + 1) + tap) * total + channels.first, width) };
+        let target = unsafe { results.partial.part((sequence * (TAPS + 1) + tap) * total + channels.first, width) };
         target.copy_from_slice(&weights[tap * width..][..width]);
     }
     if conv.initial.is_some() {
         // History row r is frame r - 3: it reaches frame f through tap r - f.
         // SAFETY: as above.
-        let target = unsafe { history.part((sequence * total + channels.first) * HISTORY, width * HISTORY) };
+        let target = unsafe { results.history.part((sequence * total + channels.first) * HISTORY, width * HISTORY) };
         for channel in 0..width {
             for row in 0..HISTORY {
                 target[channel * HISTORY + row] =
@@ -288,9 +370,9 @@ fn backward_task(
                 // SAFETY: as above.
                 let target = unsafe {
                     if frame >= HISTORY {
-                        d_projected.part(at(frame - HISTORY) + channel, 1)
+                        d_inputs.values.part(at(d_inputs, frame - HISTORY) + channel, 1)
                     } else if conv.initial.is_some() {
-                        history.part((sequence * total + channels.first + channel) * HISTORY + frame, 1)
+                        results.history.part((sequence * total + channels.first + channel) * HISTORY + frame, 1)
                     } else {
                         continue;
                     }
