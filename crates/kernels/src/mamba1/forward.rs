@@ -109,7 +109,7 @@ pub fn forward(
         });
     }
     let conv_state = if states { conv.final_state() } else { Vec::new() };
-    let saved = keep.then(|| Saved { x, selected, dt_raw, chunk_states });
+    let saved = keep.then_some(Saved { x, selected, dt_raw, chunk_states });
     Forward { output, saved, conv_state, ssm_state }
 }
 
