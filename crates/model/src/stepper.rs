@@ -6,8 +6,8 @@
 use burn::tensor::Device;
 use half::f16;
 use mambo_kernels::activation::Activation;
-use mambo_kernels::half_linear::HalfLinear;
 use mambo_kernels::mamba2 as kernel;
+use mambo_kernels::panel_linear::PanelLinear;
 
 use crate::clock;
 use crate::lm::{Lm, LmConfig};
@@ -15,48 +15,48 @@ use crate::parameters::Parameters;
 use crate::ssm::mamba2::NORM_EPSILON;
 
 /// A linear layer from row-major `[out, in]`. Weights come from f16 files, so f16 loses nothing of them.
-fn linear(weight: &[f32], inputs: usize) -> HalfLinear {
+fn linear(weight: &[f32], inputs: usize) -> PanelLinear {
     let bits: Vec<u16> = weight.iter().map(|&value| f16::from_f32(value).to_bits()).collect();
-    HalfLinear::new(&bits, inputs)
+    PanelLinear::from_f16_bits(&bits, inputs)
 }
 
 struct Block {
     mixer_norm: Vec<f32>,
-    in_proj: HalfLinear,
+    in_proj: PanelLinear,
     conv_weight: Vec<f32>,
     conv_bias: Vec<f32>,
     dt_bias: Vec<f32>,
     a_log: Vec<f32>,
     d_skip: Vec<f32>,
     gate_norm: Vec<f32>,
-    out_proj: HalfLinear,
+    out_proj: PanelLinear,
     ff_norm: Vec<f32>,
-    ff_in: HalfLinear,
+    ff_in: PanelLinear,
     ff_in_bias: Vec<f32>,
-    ff_out: HalfLinear,
+    ff_out: PanelLinear,
     ff_out_bias: Vec<f32>,
 }
 
 struct HeadWeights {
-    table: HalfLinear,
+    table: PanelLinear,
     bias: Vec<f32>,
     same_again: Option<(Vec<f32>, f32)>,
-    echo_gate: Option<(HalfLinear, Vec<f32>)>,
+    echo_gate: Option<(PanelLinear, Vec<f32>)>,
 }
 
 /// The model's weights, ready for decoding.
 pub struct Stepper {
     config: LmConfig,
     kernel: kernel::Mamba2Config,
-    condition: HalfLinear,
+    condition: PanelLinear,
     condition_bias: Vec<f32>,
     condition_norm: Vec<f32>,
     condition_norm_bias: Vec<f32>,
     null_prefix: Vec<f32>,
-    told: Option<HalfLinear>,
-    clock: Option<HalfLinear>,
-    tempo_head: Option<(HalfLinear, Vec<f32>)>,
-    echo: Vec<HalfLinear>,
+    told: Option<PanelLinear>,
+    clock: Option<PanelLinear>,
+    tempo_head: Option<(PanelLinear, Vec<f32>)>,
+    echo: Vec<PanelLinear>,
     embedding: Vec<Vec<f32>>,
     blocks: Vec<Block>,
     final_norm: Vec<f32>,
