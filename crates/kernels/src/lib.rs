@@ -7,20 +7,20 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod activation;
-pub mod allocator;
 pub mod attention;
 pub mod bf16_product;
 mod causal_conv;
 pub mod cross_entropy;
 pub mod depthwise;
 pub mod dropout;
-pub mod half_linear;
 pub mod linear;
 pub mod mamba1;
 pub mod mamba2;
 pub mod matmul;
+pub mod memory;
 pub mod norm;
 pub mod optimizer;
+pub mod panel_linear;
 mod plain;
 mod sequences;
 pub mod simd;

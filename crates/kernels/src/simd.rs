@@ -382,13 +382,19 @@ pub(crate) use simd_fn;
 /// Asks for `values` to be brought near the processor; a hint without effect on results.
 #[inline(always)]
 pub(crate) fn prefetch(values: &[f32]) {
+    values.chunks(16).for_each(|line| prefetch_at(line.as_ptr()));
+}
+
+/// The same for the line of memory at one address, which may lie beyond what it came from.
+#[inline(always)]
+pub(crate) fn prefetch_at<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    for line in values.chunks(16) {
-        // SAFETY: a hint; the address is inside the slice.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
-    }
+    // SAFETY: a hint, harmless at any address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast())
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
+    let _ = address;
 }
 
 /// `a * b + c`, fused where that is one instruction.
@@ -477,7 +483,7 @@ pub(crate) fn normal<I: Isa>(x: f32) -> (f32, f32) {
 }
 
 /// Lanes of a sum that the compiler may keep in registers: the order of additions is fixed by this number alone.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Sum of `a[i] * b[i]` in a fixed order.
 #[inline(always)]

@@ -259,6 +259,31 @@ fn saved_states_only_save_time() {
     assert_eq!(with.a_log, without.a_log);
 }
 
+/// Large enough together for other threads to help, too small alone.
+#[test]
+fn a_step_in_company_and_on_many_threads_gives_the_bytes_of_one_alone() {
+    let config = config(64, 257, 10, 2, 64);
+    let case = Case::new(config, 2, 1, 6);
+    let step = |batch: usize, projected: &[f32], mut conv: Vec<f32>, mut ssm: Vec<f32>, threads: usize| {
+        let mut out = vec![0.0; batch * config.inner];
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| mamba2::step(&config, batch, projected, &case.weights(), &mut conv, &mut ssm, &mut out));
+        [out, conv, ssm]
+    };
+    let together =
+        [1, 3].map(|threads| step(2, &case.projected, case.conv_state.clone(), case.ssm_state.clone(), threads));
+    assert_eq!(together[0], together[1]);
+    let [conv, ssm] = [config.conv_state_size(), config.ssm_state_size()];
+    for sequence in 0..2 {
+        let projected = &case.projected[sequence * config.projected()..][..config.projected()];
+        let own = [&case.conv_state[sequence * conv..][..conv], &case.ssm_state[sequence * ssm..][..ssm]];
+        let alone = step(1, projected, own[0].to_vec(), own[1].to_vec(), 3);
+        for (alone, together) in alone.iter().zip(&together[0]) {
+            assert_eq!(alone, &together[sequence * alone.len()..][..alone.len()]);
+        }
+    }
+}
+
 #[test]
 fn same_input_gives_same_bytes() {
     let case = Case::new(config(32, 32, 4, 1, 32), 3, 90, 12);

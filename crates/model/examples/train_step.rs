@@ -174,7 +174,7 @@ fn main() {
     let argument = |index: usize, default: usize| arguments.get(index).copied().unwrap_or(default);
     let (layers, width, state) = (argument(0, 6), argument(1, 256), argument(2, 64));
     let (batch, frames, chunk) = (argument(3, 8), argument(4, 512), argument(5, 64));
-    mambo_kernels::allocator::keep_freed_memory();
+    mambo_kernels::memory::keep_freed_memory();
     let mut model = Model::new(layers, width, state, chunk, argument(6, 0) > 0);
     let count: usize = model.parameters.iter().map(|p| p.values.len()).sum();
     println!(

@@ -12,7 +12,7 @@ use burn::tensor::Device;
 use mambo_data::batch::{BatchOptions, BatchSource};
 use mambo_data::shard::Shard;
 use mambo_data::{Progress, Report, Split};
-use mambo_kernels::allocator::keep_freed_memory;
+use mambo_kernels::memory::keep_freed_memory;
 use mambo_model::backbone::Dropout;
 use mambo_model::generate::{LanguageModel, LmFile};
 use mambo_model::lm::{Lm, LmConfig, Pass, checkpointed_gradients, loss};

@@ -4,12 +4,18 @@
 use super::gate::gate_row;
 use super::{HISTORY, Mamba2Config, Weights};
 use crate::causal_conv;
-use crate::simd::{Isa, Portable, dot, fused, simd_fn, softplus};
+use crate::simd::{Isa, LANES, Portable, fold, fused, prefetch_at, simd_fn, softplus};
 use crate::threads::Shared;
 use rayon::prelude::*;
 
 /// State values from which handing heads to other threads costs less than it gains.
 const PARALLEL_SIZE: usize = 1 << 18;
+
+/// Heads handed over at a time: few enough that a thread that was late is helped out.
+const MOST_HEADS: usize = 2;
+
+/// Values between the state in use and the state asked for, about as much as arrives meanwhile.
+const AHEAD: usize = 512;
 
 /// Advances `batch` sequences by one frame.
 ///
@@ -64,7 +70,7 @@ pub fn step(
         advance(decay, dt, weights.d_skip[head], x, b, c, memory, y);
     };
     if ssm_state.len() >= PARALLEL_SIZE {
-        ssm_state.par_chunks_mut(width * state).enumerate().for_each(head_work);
+        ssm_state.par_chunks_mut(width * state).enumerate().with_max_len(MOST_HEADS).for_each(head_work);
     } else {
         ssm_state.chunks_mut(width * state).enumerate().for_each(head_work);
     }
@@ -91,14 +97,24 @@ fn advance_body<I: Isa>(
     memory: &mut [f32],
     y: &mut [f32],
 ) {
-    let state = b.len();
-    let c = &c[..state];
-    for (row, (x, y)) in x.iter().zip(y.iter_mut()).enumerate() {
-        let line = &mut memory[row * state..][..state];
+    let (b_blocks, c_blocks) = (b.chunks_exact(LANES), c.chunks_exact(LANES));
+    let (b_rest, c_rest) = (b_blocks.remainder(), c_blocks.remainder());
+    for ((line, x), y) in memory.chunks_exact_mut(b.len()).zip(x).zip(y) {
         let input = dt * x;
-        for n in 0..state {
-            line[n] = fused::<I>(decay, line[n], input * b[n]);
+        let mut lanes = [0.0f32; LANES];
+        let mut blocks = line.chunks_exact_mut(LANES);
+        for ((s, b), c) in blocks.by_ref().zip(b_blocks.clone()).zip(c_blocks.clone()) {
+            prefetch_at(s.as_ptr().wrapping_add(AHEAD));
+            for lane in 0..LANES {
+                s[lane] = fused::<I>(decay, s[lane], input * b[lane]);
+                lanes[lane] = fused::<I>(s[lane], c[lane], lanes[lane]);
+            }
         }
-        *y = fused::<I>(skip, *x, dot::<I>(line, c));
+        let mut rest = 0.0;
+        for ((s, b), c) in blocks.into_remainder().iter_mut().zip(b_rest).zip(c_rest) {
+            *s = fused::<I>(decay, *s, input * b);
+            rest = fused::<I>(*s, *c, rest);
+        }
+        *y = fused::<I>(skip, *x, fold(lanes) + rest);
     }
 }

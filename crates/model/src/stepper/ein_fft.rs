@@ -1,10 +1,10 @@
 //! SiMBA's EinFFT (see [`crate::backbone`]) for one frame: a complex product of a block is one real product.
 
-use mambo_kernels::half_linear::HalfLinear;
+use mambo_kernels::panel_linear::PanelLinear;
 
 use crate::backbone::{SOFT_SHRINK, transform};
 
-use super::layers::linear;
+use super::layers::Format;
 
 /// One frame's worth of the layer.
 pub(super) struct EinFft {
@@ -12,12 +12,12 @@ pub(super) struct EinFft {
     cosine: Vec<f32>,
     sine: Vec<f32>,
     /// Of both complex layers: per block `[real | imaginary]` to `[real | imaginary]`, and its bias.
-    layers: [Vec<(HalfLinear, Vec<f32>)>; 2],
+    layers: [Vec<(PanelLinear, Vec<f32>)>; 2],
 }
 
 impl EinFft {
     /// From both layers' weights `[2, blocks, w, w]` (real, imaginary; inputs before outputs) and biases `[2, blocks, w]`.
-    pub fn new(width: usize, blocks: usize, layers: [(Vec<f32>, Vec<f32>); 2]) -> Self {
+    pub fn new(width: usize, blocks: usize, layers: [(Vec<f32>, Vec<f32>); 2], format: Format) -> Self {
         let w = width / blocks;
         let layers = layers.map(|(weight, bias)| {
             let block = |block: usize| {
@@ -34,7 +34,7 @@ impl EinFft {
                 };
                 let matrix: Vec<f32> = (0..4 * w * w).map(entry).collect();
                 let bias = [0, 1].map(|part| bias[(part * blocks + block) * w..][..w].to_vec()).concat();
-                (linear(&matrix, 2 * w), bias)
+                (format.linear(&matrix, 2 * w), bias)
             };
             (0..blocks).map(block).collect()
         });

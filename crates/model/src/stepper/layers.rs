@@ -3,7 +3,8 @@
 use half::f16;
 use mambo_kernels::activation::Activation;
 use mambo_kernels::attention::{self, Cache, Columns};
-use mambo_kernels::half_linear::HalfLinear;
+use mambo_kernels::memory::zeros;
+use mambo_kernels::panel_linear::PanelLinear;
 use mambo_kernels::{mamba1, mamba2};
 
 use crate::backbone::{ChannelMixer, Part, SsmKind, StackConfig};
@@ -12,10 +13,31 @@ use crate::ssm::mamba2::NORM_EPSILON;
 
 use super::ein_fft::EinFft;
 
-/// A linear layer from row-major `[out, in]`. Weights come from f16 files, so f16 loses nothing of them.
-pub(super) fn linear(weight: &[f32], inputs: usize) -> HalfLinear {
-    let bits: Vec<u16> = weight.iter().map(|&value| f16::from_f32(value).to_bits()).collect();
-    HalfLinear::new(&bits, inputs)
+/// How a model's matrices are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Half,
+    Single,
+}
+
+impl Format {
+    /// f16 where that loses nothing of the parameters, as with those of an f16 file; else f32.
+    pub fn of(parameters: &Parameters) -> Self {
+        let exact = |value: &f32| f16::from_f32(*value).to_f32() == *value;
+        let all = parameters.list().iter().all(|parameter| parameter.values.iter().all(exact));
+        if all { Self::Half } else { Self::Single }
+    }
+
+    /// A linear layer from row-major `[out, in]`.
+    pub fn linear(self, weight: &[f32], inputs: usize) -> PanelLinear {
+        match self {
+            Self::Half => {
+                let bits: Vec<u16> = weight.iter().map(|&value| f16::from_f32(value).to_bits()).collect();
+                PanelLinear::from_f16_bits(&bits, inputs)
+            }
+            Self::Single => PanelLinear::from_f32(weight, inputs),
+        }
+    }
 }
 
 /// The values of a parameter.
@@ -70,43 +92,43 @@ pub(super) struct Sublayer {
 enum Layer {
     Mamba1(Mamba1),
     Mamba2(Mamba2),
-    SelfAttention { heads: usize, in_proj: HalfLinear, out_proj: HalfLinear },
-    CrossAttention { heads: usize, q_proj: HalfLinear, kv_proj: HalfLinear, out_proj: HalfLinear },
+    SelfAttention { heads: usize, in_proj: PanelLinear, out_proj: PanelLinear },
+    CrossAttention { heads: usize, q_proj: PanelLinear, kv_proj: PanelLinear, out_proj: PanelLinear },
     EinFft(EinFft),
-    FeedForward { wide: HalfLinear, wide_bias: Vec<f32>, back: HalfLinear, back_bias: Vec<f32> },
+    FeedForward { wide: PanelLinear, wide_bias: Vec<f32>, back: PanelLinear, back_bias: Vec<f32> },
 }
 
 struct Mamba1 {
     kernel: mamba1::Mamba1Config,
-    in_proj: HalfLinear,
+    in_proj: PanelLinear,
     conv_weight: Vec<f32>,
     conv_bias: Vec<f32>,
-    x_proj: HalfLinear,
-    dt_proj: HalfLinear,
+    x_proj: PanelLinear,
+    dt_proj: PanelLinear,
     dt_bias: Vec<f32>,
     a_log: Vec<f32>,
     d_skip: Vec<f32>,
-    out_proj: HalfLinear,
+    out_proj: PanelLinear,
 }
 
 struct Mamba2 {
     kernel: mamba2::Mamba2Config,
-    in_proj: HalfLinear,
+    in_proj: PanelLinear,
     conv_weight: Vec<f32>,
     conv_bias: Vec<f32>,
     dt_bias: Vec<f32>,
     a_log: Vec<f32>,
     d_skip: Vec<f32>,
     norm: Vec<f32>,
-    out_proj: HalfLinear,
+    out_proj: PanelLinear,
 }
 
 impl Sublayer {
-    pub fn new(config: &StackConfig, index: usize, part: Part, parameters: &Parameters) -> Self {
+    pub fn new(config: &StackConfig, index: usize, part: Part, parameters: &Parameters, format: Format) -> Self {
         let prefix = format!("backbone.{index}.{}", part.name());
         let width = config.width();
         let value = |name: &str| values(parameters, &format!("{prefix}.{name}"));
-        let matrix = |name: &str, inputs: usize| linear(&value(name), inputs);
+        let matrix = |name: &str, inputs: usize| format.linear(&value(name), inputs);
         let heads = width / config.attention_head_dim;
         let layer = match part {
             Part::Mixer | Part::SecondMixer if config.ssm == SsmKind::Mamba1 => {
@@ -156,7 +178,7 @@ impl Sublayer {
                 ChannelMixer::EinFft => {
                     let layer =
                         |at: usize| (value(&format!("ein_fft.weight_{at}")), value(&format!("ein_fft.bias_{at}")));
-                    Layer::EinFft(EinFft::new(width, config.fft_blocks, [layer(1), layer(2)]))
+                    Layer::EinFft(EinFft::new(width, config.fft_blocks, [layer(1), layer(2)], format))
                 }
             },
         };
@@ -168,11 +190,11 @@ impl Sublayer {
         match &self.layer {
             Layer::Mamba1(layer) => Memory::Ssm {
                 conv: vec![0.0; layer.kernel.conv_state_size()],
-                ssm: vec![0.0; layer.kernel.ssm_state_size()],
+                ssm: zeros(layer.kernel.ssm_state_size()),
             },
             Layer::Mamba2(layer) => Memory::Ssm {
                 conv: vec![0.0; layer.kernel.conv_state_size()],
-                ssm: vec![0.0; layer.kernel.ssm_state_size()],
+                ssm: zeros(layer.kernel.ssm_state_size()),
             },
             Layer::SelfAttention { .. } => Memory::KeyValues(vec![Vec::new()]),
             Layer::CrossAttention { kv_proj, .. } => {

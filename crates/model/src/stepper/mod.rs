@@ -1,40 +1,41 @@
 //! Decoding on plain slices: the same network as [`crate::lm::Lm`], one frame at a time, without tensors.
 //!
-//! Law: its logits equal those of `Lm::step` up to rounding (matrices are held in f16, states in f32). Streams (caption and null text) advance
-//! together, so that each weight is read once per frame; the state's size never changes.
+//! Law: its logits equal those of `Lm::step` up to rounding (states are held in f32, matrices in f16 where the weights
+//! are). Streams (caption and null text) advance together, so that each weight is read once per frame; the state of a
+//! state-space model never grows.
 
 mod ein_fft;
 mod layers;
 
 use burn::tensor::Device;
-use mambo_kernels::half_linear::HalfLinear;
+use mambo_kernels::panel_linear::PanelLinear;
 
 use crate::clock;
 use crate::lm::{Head, Lm, LmConfig, Positions, sinusoid};
 use crate::parameters::Parameters;
 use crate::ssm::mamba2::NORM_EPSILON;
-use layers::{Memory, Sublayer, linear, rms_norm, values};
+use layers::{Format, Memory, Sublayer, rms_norm, values};
 
 struct HeadWeights {
-    table: HalfLinear,
+    table: PanelLinear,
     bias: Vec<f32>,
     same_again: Option<(Vec<f32>, f32)>,
-    echo_gate: Option<(HalfLinear, Vec<f32>)>,
+    echo_gate: Option<(PanelLinear, Vec<f32>)>,
 }
 
 /// The model's weights, ready for decoding.
 pub struct Stepper {
     config: LmConfig,
-    condition: HalfLinear,
+    condition: PanelLinear,
     condition_bias: Vec<f32>,
     condition_norm: Vec<f32>,
     condition_norm_bias: Vec<f32>,
     /// What stands for "no caption", `[tokens, d]`.
     null: Vec<f32>,
-    told: Option<HalfLinear>,
-    clock: Option<HalfLinear>,
-    tempo_head: Option<(HalfLinear, Vec<f32>)>,
-    echo: Vec<HalfLinear>,
+    told: Option<PanelLinear>,
+    clock: Option<PanelLinear>,
+    tempo_head: Option<(PanelLinear, Vec<f32>)>,
+    echo: Vec<PanelLinear>,
     embedding: Vec<Vec<f32>>,
     sublayers: Vec<Sublayer>,
     final_norm: Option<Vec<f32>>,
@@ -105,7 +106,9 @@ impl Stepper {
     /// # Panics
     /// When `parameters` were not made by [`LmConfig::init`] of the same configuration.
     pub fn new(config: &LmConfig, parameters: &Parameters) -> Self {
+        let format = Format::of(parameters);
         let values = |name: &str| values(parameters, name);
+        let linear = |weight: &[f32], inputs: usize| format.linear(weight, inputs);
         let model = Lm::new(config, &parameters.bind(&Device::flex()));
         let (embedding, head) = model.tables();
         let floats = |tensor: &burn::tensor::Tensor<2>| -> Vec<f32> {
@@ -148,7 +151,7 @@ impl Stepper {
                 .map(|lag| linear(&values(&format!("echo.{lag}.weight")), width))
                 .collect(),
             embedding: embedding.iter().map(floats).collect(),
-            sublayers: parts.map(|(i, part)| Sublayer::new(&stack, i, part, parameters)).collect(),
+            sublayers: parts.map(|(i, part)| Sublayer::new(&stack, i, part, parameters, format)).collect(),
             final_norm: config.final_norm.then(|| values("final_norm.weight")),
             heads,
         };

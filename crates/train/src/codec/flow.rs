@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use mambo_kernels::allocator::keep_freed_memory;
+use mambo_kernels::memory::keep_freed_memory;
 use mambo_model::codec::{FlowNetwork, HouseCodec, LEVEL_CHOICES};
 use mambo_model::ops::with_precision;
 use mambo_model::parameters::Parameters;

@@ -30,7 +30,7 @@ fn steps() -> u64 {
 #[test]
 fn steps_after_the_first_need_hardly_a_new_page() {
     let given_back = steps();
-    mambo_kernels::allocator::keep_freed_memory();
+    mambo_kernels::memory::keep_freed_memory();
     let kept = steps();
     assert!(10 * kept < given_back, "{kept} pages with freed memory kept, {given_back} without");
 }
