@@ -1,9 +1,10 @@
-//! Matrix products in bf16 with sums in f32, on the tile unit (AMX) that recent x86 server processors have.
+//! Matrix products in bf16 with sums in f32, on the tile unit (AMX) that recent x86 server processors have, or else by
+//! the dot products of pairs of AVX512-BF16.
 //!
 //! Both sides are rounded to bf16 (nearest, ties to even) while they are packed into tiles of 16 rows by 32 steps of
-//! k; the unit multiplies them exactly and adds in f32 over ascending k, so that neither threads nor block sizes can
+//! k; they are multiplied exactly and added in f32 over ascending k, so that neither threads nor block sizes can
 //! change a byte. Elsewhere the f32 product takes over: more exact, and slower. Tiles as in the Intel 64 and IA-32
-//! Architectures Software Developer's Manual, volume 1, chapter 18.
+//! Architectures Software Developer's Manual, volume 1, chapter 18; pairs as in its volume 2, `VDPBF16PS`.
 #![allow(unsafe_code)]
 
 use crate::linear::{self, Matrix, Start};
@@ -25,8 +26,8 @@ impl MatrixPrecision {
     /// If the sizes do not fit.
     pub fn multiply(self, left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], start: Start<'_>) {
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-        if self == Self::Bf16 && bf16_unavailable().is_none() && tiles::worthwhile(left, right) {
-            return tiles::multiply(left, right, out, start);
+        if let (Self::Bf16, Some(unit), true) = (self, tiles::unit(), tiles::worthwhile(left, right)) {
+            return tiles::multiply(unit, left, right, out, start);
         }
         linear::multiply(left, right, out, start);
     }
@@ -36,14 +37,13 @@ impl MatrixPrecision {
 pub fn bf16_unavailable() -> Option<&'static str> {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     {
-        static REASON: std::sync::OnceLock<Option<&'static str>> = std::sync::OnceLock::new();
-        *REASON.get_or_init(tiles::unavailable)
+        tiles::unit().is_none().then_some("this processor has no AVX-512 with bf16")
     }
     #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-    Some("tile products are written for x86-64 Linux")
+    Some("bf16 products are written for x86-64 Linux")
 }
 
-/// `value` rounded to bf16 and back: what the tile unit multiplies.
+/// `value` rounded to bf16 and back: what is multiplied.
 pub fn rounded_to_bf16(value: f32) -> f32 {
     if value.is_nan() {
         return value;
@@ -93,25 +93,35 @@ mod tiles {
         static LEFT: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
     }
 
-    /// Asks processor and kernel for the tile unit.
-    pub(super) fn unavailable() -> Option<&'static str> {
+    /// What multiplies bf16.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(super) enum Unit {
+        /// The tile unit.
+        Tiles,
+        /// Dot products of pairs in vector registers.
+        Pairs,
+    }
+
+    /// The fastest unit of the processor that the kernel grants.
+    pub(super) fn unit() -> Option<Unit> {
+        static UNIT: std::sync::OnceLock<Option<Unit>> = std::sync::OnceLock::new();
+        *UNIT.get_or_init(|| {
+            let pairs = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512bf16");
+            pairs.then(|| if tiles_granted() { Unit::Tiles } else { Unit::Pairs })
+        })
+    }
+
+    fn tiles_granted() -> bool {
         const TILE_BF16: u32 = 1 << 22;
         const TILES: u32 = 1 << 24;
-        if !(is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512bf16"))
-        {
-            return Some("this processor has no AVX-512 with bf16");
-        }
-        let features = __cpuid_count(7, 0).edx;
-        if features & TILE_BF16 == 0 || features & TILES == 0 {
-            return Some("this processor has no bf16 tile unit (AMX)");
-        }
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
+        let features = __cpuid_count(7, 0).edx;
         // SAFETY: asks the kernel to save tile registers for this process; nothing else changes.
-        let answer = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) };
-        (answer != 0).then_some("the operating system does not grant tile registers (AMX)")
+        let ask = || unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) };
+        features & TILE_BF16 != 0 && features & TILES != 0 && ask() == 0
     }
 
     pub(super) fn worthwhile(left: Matrix<'_>, right: Matrix<'_>) -> bool {
@@ -120,7 +130,7 @@ mod tiles {
     }
 
     /// As [`crate::linear::multiply`].
-    pub(super) fn multiply(left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], start: Start<'_>) {
+    pub(super) fn multiply(unit: Unit, left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], start: Start<'_>) {
         let (rows, depth, columns) = (left.rows(), left.columns(), right.columns());
         assert_eq!(depth, right.rows(), "product: inner sizes");
         assert_eq!(out.len(), rows * columns, "product: output");
@@ -133,14 +143,16 @@ mod tiles {
         let block_rows = rows.div_ceil(blocks).next_multiple_of(PAIR);
         with_buffer(&RIGHT, columns.div_ceil(PAIR) * 2 * steps, EMPTY, |packed| {
             packed.par_chunks_exact_mut(2 * steps).enumerate().for_each(|(panel, tiles)| {
-                // SAFETY: `unavailable` found AVX-512 with bf16.
+                // SAFETY: `unit` found AVX-512 with bf16.
                 unsafe { pack(right.turned(), panel * PAIR, true, tiles) };
             });
             let packed = &*packed;
             out.par_chunks_mut(block_rows * columns).enumerate().for_each(|(block, out)| {
                 with_buffer(&LEFT, block_rows.div_ceil(PAIR) * 2 * steps, EMPTY, |strips| {
-                    // SAFETY: `unavailable` found the tile unit and AVX-512 with bf16.
-                    unsafe { multiply_block(left, block * block_rows, packed, steps, columns, start, strips, out) };
+                    // SAFETY: `unit` found AVX-512 with bf16, and the tile unit where that is to be used.
+                    unsafe {
+                        multiply_block(unit, left, block * block_rows, packed, steps, columns, start, strips, out)
+                    };
                 });
             });
         });
@@ -149,10 +161,11 @@ mod tiles {
     /// Rows from `first` of the product into `out`; `strips` is scratch for the packed rows.
     ///
     /// # Safety
-    /// The processor has AVX-512 with bf16 and tiles, and the kernel has granted them.
+    /// The processor has AVX-512 with bf16; for [`Unit::Tiles`] also tiles, and the kernel has granted them.
     #[allow(clippy::too_many_arguments)]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn multiply_block(
+        unit: Unit,
         left: Matrix<'_>,
         first: usize,
         packed: &[Tile],
@@ -170,7 +183,9 @@ mod tiles {
         let mut sums = [EMPTY; 4];
         // SAFETY: as the caller promises; tiles are released before anything else can run on this thread.
         unsafe {
-            configure();
+            if unit == Unit::Tiles {
+                configure();
+            }
             for (panel, right) in packed.chunks_exact(2 * steps).enumerate() {
                 let column = panel * PAIR;
                 for (strip, left) in strips.chunks_exact(2 * steps).enumerate() {
@@ -178,11 +193,16 @@ mod tiles {
                     if row >= height {
                         break;
                     }
-                    product(left, right, &mut sums);
+                    match unit {
+                        Unit::Tiles => product(left, right, &mut sums),
+                        Unit::Pairs => product_by_pairs(left, right, &mut sums),
+                    }
                     store(&sums, row, column, height, columns, start, out);
                 }
             }
-            asm!("tilerelease", options(nostack));
+            if unit == Unit::Tiles {
+                asm!("tilerelease", options(nostack));
+            }
         }
     }
 
@@ -237,6 +257,47 @@ mod tiles {
                 line = in(reg) 64usize,
                 options(nostack),
             );
+        }
+    }
+
+    /// Rows whose sums stay in registers: with two vectors of columns half of the registers, enough to hide the latency.
+    const ROWS: usize = 8;
+
+    /// The same sums by dot products of pairs.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with bf16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn product_by_pairs(left: &[Tile], right: &[Tile], sums: &mut [Tile; 4]) {
+        assert!(left.len() == right.len() && left.len() >= 2, "pair product: sizes");
+        for first in (0..PAIR).step_by(ROWS) {
+            let (half, line) = (first / SIDE, first % SIDE);
+            let mut rows = [[_mm512_setzero_ps(); 2]; ROWS];
+            for (left, right) in left.chunks_exact(2).zip(right.chunks_exact(2)) {
+                let left = &left[half].0[line * SIDE..(line + ROWS) * SIDE];
+                for pair in 0..SIDE {
+                    // SAFETY: line `pair` of both tiles; a pair of bf16 values is only moved as if it were an f32.
+                    let columns: [__m512bh; 2] = unsafe {
+                        let vector = |tile: &Tile| _mm512_load_ps(tile.0.as_ptr().add(pair * SIDE));
+                        [std::mem::transmute(vector(&right[0])), std::mem::transmute(vector(&right[1]))]
+                    };
+                    for (row, sums) in rows.iter_mut().enumerate() {
+                        let value = _mm512_set1_epi32(left[row * SIDE + pair].to_bits() as i32);
+                        // SAFETY: both are 64 bytes of bf16 pairs.
+                        let value: __m512bh = unsafe { std::mem::transmute(value) };
+                        for (sum, columns) in sums.iter_mut().zip(columns) {
+                            *sum = _mm512_dpbf16_ps(*sum, value, columns);
+                        }
+                    }
+                }
+            }
+            for (row, values) in rows.iter().enumerate() {
+                for (side, values) in values.iter().enumerate() {
+                    let target = &mut sums[2 * half + side].0[(line + row) * SIDE..][..SIDE];
+                    // SAFETY: a line of a tile holds a vector.
+                    unsafe { _mm512_storeu_ps(target.as_mut_ptr(), *values) };
+                }
+            }
         }
     }
 
@@ -391,6 +452,22 @@ mod tests {
         assert!(rounded_to_bf16(f32::NAN).is_nan() && rounded_to_bf16(f32::INFINITY).is_infinite());
     }
 
+    type Product = Box<dyn FnMut(Matrix<'_>, Matrix<'_>, &mut [f32], Start<'_>)>;
+
+    /// The product as it is called, and by every slower unit that the processor has.
+    fn products() -> Vec<Product> {
+        let mut all: Vec<Product> = vec![Box::new(|left, right, out, start| {
+            MatrixPrecision::Bf16.multiply(left, right, out, start);
+        })];
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        if tiles::unit() == Some(tiles::Unit::Tiles) {
+            all.push(Box::new(|left, right, out, start| {
+                tiles::multiply(tiles::Unit::Pairs, left, right, out, start);
+            }));
+        }
+        all
+    }
+
     #[test]
     fn products_match_the_definition_in_every_layout() {
         for (m, n, k) in [(1, 1, 1), (64, 64, 64), (100, 70, 90), (150, 33, 301), (300, 40, 257), (31, 200, 65)] {
@@ -415,15 +492,17 @@ mod tests {
             for left in [Matrix::new(&a, m, k), Matrix::new(&a_turned, k, m).turned()] {
                 for right in [Matrix::new(&b, k, n), Matrix::new(&b_turned, n, k).turned()] {
                     for (case, start) in [Start::Zero, Start::Output, Start::Row(&row)].into_iter().enumerate() {
-                        let mut out = before.clone();
-                        MatrixPrecision::Bf16.multiply(left, right, &mut out, start);
-                        let apart = |product: &[f64]| {
-                            let first = |i: usize| f64::from([0.0, before[i], row[i % n]][case]);
-                            let far = |(i, value): (usize, &f32)| (f64::from(*value) - product[i] - first(i)).abs();
-                            out.iter().enumerate().map(far).fold(0.0, f64::max)
-                        };
-                        let apart = apart(&rounded).min(apart(&plain));
-                        assert!(apart < 2e-4, "{m} {n} {k}, start {case}: {apart}");
+                        for multiply in &mut products() {
+                            let mut out = before.clone();
+                            multiply(left, right, &mut out, start);
+                            let apart = |product: &[f64]| {
+                                let first = |i: usize| f64::from([0.0, before[i], row[i % n]][case]);
+                                let far = |(i, value): (usize, &f32)| (f64::from(*value) - product[i] - first(i)).abs();
+                                out.iter().enumerate().map(far).fold(0.0, f64::max)
+                            };
+                            let apart = apart(&rounded).min(apart(&plain));
+                            assert!(apart < 2e-4, "{m} {n} {k}, start {case}: {apart}");
+                        }
                     }
                 }
             }
