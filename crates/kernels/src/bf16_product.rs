@@ -279,7 +279,7 @@ mod tiles {
                     // SAFETY: line `pair` of both tiles; a pair of bf16 values is only moved as if it were an f32.
                     let columns: [__m512bh; 2] = unsafe {
                         let vector = |tile: &Tile| _mm512_load_ps(tile.0.as_ptr().add(pair * SIDE));
-                        [std::mem::transmute(vector(&right[0])), std::mem::transmute(vector(&right[1]))]
+                        std::mem::transmute::<[__m512; 2], [__m512bh; 2]>([vector(&right[0]), vector(&right[1])])
                     };
                     for (row, sums) in rows.iter_mut().enumerate() {
                         let value = _mm512_set1_epi32(left[row * SIDE + pair].to_bits() as i32);

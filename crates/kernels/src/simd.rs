@@ -456,7 +456,8 @@ pub(crate) fn softplus<I: Isa>(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) unsafe fn exp2<V: Vector>(x: V) -> V {
     const SHIFT: f32 = 12_582_912.0; // as in `exp`
-    const POLYNOMIAL: [f32; 6] = [1.0, 0.693_147_2, 0.240_226_48, 5.550_332_4e-2, 9.618_438e-3, 1.339_887_4e-3];
+    const POLYNOMIAL: [f32; 6] =
+        [1.0, std::f32::consts::LN_2, 0.240_226_48, 5.550_332_4e-2, 9.618_438e-3, 1.339_887_4e-3];
     // SAFETY: as the caller promises.
     unsafe {
         let x = V::splat(-126.0).at_least(x);

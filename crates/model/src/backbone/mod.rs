@@ -53,7 +53,7 @@ enum Layer {
     SelfAttention(SelfAttention),
     CrossAttention(CrossAttention),
     FeedForward(FeedForward),
-    EinFft(EinFft),
+    EinFft(Box<EinFft>),
 }
 
 /// What one sublayer remembers between frames.
@@ -83,7 +83,7 @@ impl Layer {
             Part::CrossAttention => Self::CrossAttention(CrossAttention::new(config.attention_head_dim, name, bound)),
             Part::ChannelMixer => match config.channel_mixer {
                 ChannelMixer::FeedForward => Self::FeedForward(FeedForward::new(name, bound)),
-                ChannelMixer::EinFft => Self::EinFft(EinFft::new(name, bound)),
+                ChannelMixer::EinFft => Self::EinFft(Box::new(EinFft::new(name, bound))),
             },
         }
     }
