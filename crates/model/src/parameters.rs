@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use half::f16;
 use rand_chacha::ChaCha8Rng;
-use safetensors::tensor::{Dtype, TensorView, View};
+use safetensors::tensor::{Dtype, View};
 
 use crate::random;
 use crate::weights::{Weights, WeightsError};
@@ -200,14 +201,8 @@ impl Parameters {
     /// Writes all parameters to one safetensors file (beside, synced, then renamed into place).
     /// `note` is free text for the header, e.g. the configuration as JSON.
     pub fn save(&self, path: &Path, precision: Precision, note: &str) -> Result<(), WriteError> {
-        let encoded = self.list.iter().map(|parameter| (parameter.name.as_str(), Encoded { parameter, precision }));
-        let write = |beside: &Path| {
-            // The library makes its files private; this one shall be like any other.
-            let permissions = File::create(beside)?.metadata()?.permissions();
-            safetensors::serialize_to_file(encoded, Some(header(note)), beside).map_err(std::io::Error::other)?;
-            std::fs::set_permissions(beside, permissions)
-        };
-        replace(path, write).map_err(|source| WriteError { path: path.to_owned(), source })
+        let tensors = self.list.iter().map(|p| (p.name.as_str(), p.shape.as_slice(), p.values.as_slice()));
+        write_floats(path, tensors, precision, note).map_err(|source| WriteError { path: path.to_owned(), source })
     }
 
     /// Overwrites all values from a safetensors file (f32, f16 or bf16); names and shapes must match.
@@ -220,9 +215,10 @@ impl Parameters {
     }
 }
 
-/// A parameter as it is written: encoded when its turn comes, so that a model is never in memory twice.
+/// Values as they are written: encoded when their turn comes, so that they are never in memory twice.
 struct Encoded<'a> {
-    parameter: &'a Parameter,
+    shape: &'a [usize],
+    values: &'a [f32],
     precision: Precision,
 }
 
@@ -235,14 +231,13 @@ impl View for Encoded<'_> {
     }
 
     fn shape(&self) -> &[usize] {
-        &self.parameter.shape
+        self.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let values = &self.parameter.values;
         match self.precision {
-            Precision::F32 => Cow::Borrowed(bytemuck::cast_slice(values)),
-            Precision::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+            Precision::F32 => Cow::Borrowed(bytemuck::cast_slice(self.values)),
+            Precision::F16 => self.values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
         }
     }
 
@@ -251,7 +246,7 @@ impl View for Encoded<'_> {
             Precision::F32 => 4,
             Precision::F16 => 2,
         };
-        bytes * self.parameter.values.len()
+        bytes * self.values.len()
     }
 }
 
@@ -260,20 +255,22 @@ fn header(note: &str) -> HashMap<String, String> {
     HashMap::from([("mambo".to_owned(), note.to_owned())])
 }
 
-/// Writes named tensors (name, type, shape, little-endian bytes) as safetensors, atomically, with `note`
-/// under the header's key `mambo`.
-pub fn write_tensors(
+/// Writes named tensors (name, shape, row-major values) as safetensors, atomically, with `note` under the header's key
+/// `mambo`.
+pub fn write_floats<'a>(
     path: &Path,
-    tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+    tensors: impl IntoIterator<Item = (impl AsRef<str> + Ord + Display, &'a [usize], &'a [f32])>,
+    precision: Precision,
     note: &str,
 ) -> std::io::Result<()> {
-    let mut views = Vec::with_capacity(tensors.len());
-    for (name, dtype, shape, bytes) in &tensors {
-        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(std::io::Error::other)?;
-        views.push((name.as_str(), view));
-    }
-    let bytes = safetensors::serialize(views, Some(header(note))).map_err(std::io::Error::other)?;
-    write_atomically(path, &bytes)
+    let encoded = tensors.into_iter().map(|(name, shape, values)| (name, Encoded { shape, values, precision }));
+    let write = |beside: &Path| {
+        // The library makes its files private; this one shall be like any other.
+        let permissions = File::create(beside)?.metadata()?.permissions();
+        safetensors::serialize_to_file(encoded, Some(header(note)), beside).map_err(std::io::Error::other)?;
+        std::fs::set_permissions(beside, permissions)
+    };
+    replace(path, write)
 }
 
 /// Writes `bytes` so that a crash leaves either the old file or the new one: beside, fsync, rename.

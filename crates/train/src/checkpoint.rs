@@ -5,9 +5,8 @@
 
 use std::path::Path;
 
-use mambo_model::parameters::{Parameters, Role, write_tensors};
+use mambo_model::parameters::{Parameters, Precision, Role, write_floats};
 use mambo_model::weights::Weights;
-use safetensors::Dtype;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -46,15 +45,13 @@ pub fn save<S: Serialize>(
     parameters: &Parameters,
     optimizer: &Optimizer,
 ) -> Result<(), TrainError> {
-    let floats = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|value| value.to_le_bytes()).collect() };
-    let mut tensors = Vec::new();
+    let mut tensors: Vec<(String, &[usize], &[f32])> = Vec::new();
     let mut averaged = false;
     for (parameter, slot) in parameters.list().iter().zip(optimizer.slots()) {
-        let mut push = |kind: &str, values: &[f32]| {
-            let name = format!("{kind}.{}", parameter.name);
-            tensors.push((name, Dtype::F32, parameter.shape.clone(), floats(values)));
+        let mut push = |kind: &str, values| {
+            tensors.push((format!("{kind}.{}", parameter.name), parameter.shape.as_slice(), values));
         };
-        push("weight", &parameter.values);
+        push("weight", parameter.values.as_slice());
         if parameter.role == Role::Buffer {
             continue;
         }
@@ -67,7 +64,7 @@ pub fn save<S: Serialize>(
     }
     let header = Header { step, seed, updates: optimizer.updates(), averaged, state };
     let header = serde_json::to_string(&header).map_err(|error| broken(path, error.to_string()))?;
-    write_tensors(path, tensors, &header).map_err(TrainError::io(path, "write the checkpoint"))
+    write_floats(path, tensors, Precision::F32, &header).map_err(TrainError::io(path, "write the checkpoint"))
 }
 
 /// Puts a checkpoint back; `None` when there is none.
