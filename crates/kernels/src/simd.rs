@@ -450,14 +450,15 @@ pub(crate) fn softplus<I: Isa>(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) unsafe fn exp2<V: Vector>(x: V) -> V {
     const SHIFT: f32 = 12_582_912.0; // as in `exp`
-    const POLYNOMIAL: [f32; 6] = [1.0, 0.693_147_182, 0.240_226_477, 5.550_332_37e-2, 9.618_437_85e-3, 1.339_887_39e-3];
+    const POLYNOMIAL: [f32; 6] =
+        [1.0, std::f32::consts::LN_2, 0.240_226_48, 5.550_332_4e-2, 9.618_438e-3, 1.339_887_4e-3];
     // SAFETY: as the caller promises.
     unsafe {
         let x = V::splat(-126.0).at_least(x);
         let shifted = x.add(V::splat(SHIFT));
         let r = V::splat(-1.0).multiply_add(shifted.add(V::splat(-SHIFT)), x);
         let power = |p: V, factor: &f32| r.multiply_add(p, V::splat(*factor));
-        POLYNOMIAL.iter().rev().fold(V::splat(1.535_334_45e-4), power).raise(shifted)
+        POLYNOMIAL.iter().rev().fold(V::splat(1.535_334_4e-4), power).raise(shifted)
     }
 }
 
