@@ -1,8 +1,9 @@
 //! Backward pass: scan, then the two products inside, then the convolution.
 
 use super::forward::{Saved, convolution, forward, low_rank};
+use super::lanes::{BLOCK, as_lanes};
 use super::scan_backward::scan_backward;
-use super::tile::{BLOCK, Scan, as_lanes, rates};
+use super::tile::{Scan, rates};
 use super::{Mamba1Config, Projections, Sequences, States, Weights};
 use crate::bf16_product::MatrixPrecision;
 use crate::causal_conv::{Columns, tap_rows};

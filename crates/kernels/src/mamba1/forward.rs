@@ -1,7 +1,8 @@
 //! Forward pass, the channels in blocks and the frames in chunks.
 #![allow(unsafe_code)]
 
-use super::tile::{BLOCK, Lanes, Scan, Tile, advance, lanes, load, rates, silu, store, write_states};
+use super::lanes::{BLOCK, lanes, store};
+use super::tile::{Place, Scan, Tile, advance, load, rates, silu, write_states};
 use super::{Mamba1Config, Projections, Sequences, States, Weights};
 use crate::bf16_product::MatrixPrecision;
 use crate::causal_conv::{Conv, tap_rows};
@@ -93,10 +94,9 @@ pub fn forward(
         weights: *weights,
         rates: &rates,
     };
-    let block_states = scan.chunks() * config.state * BLOCK;
     let tasks = sequences.batch * scan.blocks();
     let mut output = vec![0.0; rows * inner];
-    let mut chunk_states = vec![0.0; if keep { tasks * block_states } else { 0 }];
+    let mut chunk_states = vec![0.0; if keep { tasks * scan.chunks() * config.state * BLOCK } else { 0 }];
     let mut ssm_state = vec![0.0; if states { sequences.batch * config.ssm_state_size() } else { 0 }];
     {
         let results = Results {
@@ -148,47 +148,40 @@ struct Results<'a> {
 
 /// Scans one block of one sequence.
 fn run(scan: &Scan<'_>, initial: Option<&[f32]>, sequence: usize, block: usize, results: Results<'_>) {
-    let config = &scan.config;
-    let frames = scan.sequences.frames;
-    let mut states = scan.block_states(initial, sequence, block);
+    let first = scan.place(sequence, block, 0);
+    let mut states = scan.block_states(initial, &first);
     let mut tile = Tile::new(scan.rows_max());
     for chunk in 0..scan.chunks() {
-        let from = chunk * config.chunk;
-        let rows = config.chunk.min(frames - from);
+        let place = scan.place(sequence, block, chunk);
         if let Some(saved) = results.chunk_states {
-            let size = config.state * BLOCK;
-            let at = ((sequence * scan.blocks() + block) * scan.chunks() + chunk) * size;
             // SAFETY: each block of each sequence is one task.
-            unsafe { saved.part(at, size) }.copy_from_slice(states.as_flattened());
+            let target = unsafe { saved.part(scan.kept_at(&place) * BLOCK, scan.config.state * BLOCK) };
+            target.copy_from_slice(states.as_flattened());
         }
-        load(scan, sequence, block, from, rows, &mut tile);
-        let selected = &scan.selected[(sequence * frames + from) * config.selected()..];
-        advance(config, rows, scan.block_rates(block), selected, &mut tile, &mut states);
-        for row in 0..rows {
-            let width = scan.width(block);
-            let z = &scan.projected[scan.z_at(sequence, from + row, block)..][..width];
-            // SAFETY: as above.
-            let target = unsafe { results.output.part(scan.at(sequence, from + row, block), width) };
-            gate(z, &tile.y[row], target);
-        }
+        load(scan, &place, &mut tile);
+        advance(scan, &place, &mut tile, &mut states);
+        gate(scan, &place, &tile, results.output);
     }
     if let Some(target) = results.ssm_state {
-        let (at, length) = scan.states_at(sequence, block);
+        let (at, length) = scan.states_at(&first);
         // SAFETY: as above.
         write_states(&states, unsafe { target.part(at, length) });
     }
 }
 
 simd_fn! {
-    /// `out = y silu(z)`
-    fn gate(z: &[f32], y: &Lanes, out: &mut [f32]) = gate_body
+    /// `y silu(z)` into the place's part of `[batch, frames, inner]`.
+    fn gate(scan: &Scan<'_>, place: &Place, tile: &Tile, output: Shared<'_, f32>) = gate_body
 }
 
 #[inline(always)]
-fn gate_body<I: Isa>(z: &[f32], y: &Lanes, out: &mut [f32]) {
-    let mut gated = lanes(z);
-    for lane in 0..BLOCK {
-        gated[lane] = y[lane] * silu::<I>(gated[lane]).0;
+fn gate_body<I: Isa>(scan: &Scan<'_>, place: &Place, tile: &Tile, output: Shared<'_, f32>) {
+    for (row, y) in tile.y[..place.rows].iter().enumerate() {
+        let mut gated = lanes(scan.z(place, row));
+        for lane in 0..BLOCK {
+            gated[lane] = y[lane] * silu::<I>(gated[lane]).0;
+        }
+        // SAFETY: each block of each sequence is one task.
+        store(&gated, unsafe { output.part(scan.at(place, row), place.width) });
     }
-    store(&gated, out);
 }

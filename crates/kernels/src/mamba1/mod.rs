@@ -12,6 +12,7 @@
 
 mod backward;
 mod forward;
+mod lanes;
 pub mod plain;
 mod scan_backward;
 mod step;

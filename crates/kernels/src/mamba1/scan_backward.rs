@@ -3,10 +3,9 @@
 #![allow(unsafe_code)]
 
 use super::Mamba1Config;
-use super::tile::{
-    BLOCK, Lanes, Scan, Tile, lanes, load, register, registers, set_register, silu, store, write_states,
-};
-use crate::simd::{Isa, Vector, exp2, fused, prefetch, sigmoid, simd_fn};
+use super::lanes::{BLOCK, Lanes, lanes, register, registers, set_register, store};
+use super::tile::{History, Place, Scan, Tile, advance_one, load, silu, write_states};
+use crate::simd::{Isa, Vector, fused, prefetch, sigmoid, simd_fn};
 use crate::threads::{Shared, sum_rows};
 use rayon::prelude::*;
 use std::f32::consts::LN_2;
@@ -66,8 +65,7 @@ pub(super) fn scan_backward(
         d_shared.par_chunks_mut(shared_size.max(1)).enumerate().for_each(|(task, d_shared)| {
             let (sequence, first) = (task / tasks, task % tasks * step);
             for block in first..(first + step).min(scan.blocks()) {
-                let d_states = scan.block_states(d_final, sequence, block);
-                run(scan, chunk_states, d_output, sequence, block, d_states, d_shared, results);
+                run(scan, chunk_states, d_output, d_final, [sequence, block], d_shared, results);
             }
         });
     }
@@ -102,18 +100,14 @@ struct Results<'a> {
     initial: Option<Shared<'a, f32>>,
 }
 
-/// Gradients of a block over one chunk, and the states of one n in it.
+/// Gradients at a place, one row of lanes a frame.
 struct Pulls {
     /// dy before the gate
-    d_y: Vec<Lanes>,
+    y: Vec<Lanes>,
     /// Of dt x
     stepped: Vec<Lanes>,
-    /// Of dt through the decays, to base 2
+    /// Of dt through the decays, times ln 2
     decay: Vec<Lanes>,
-    /// Decays of one n
-    decays: Vec<Lanes>,
-    /// States of one n, before the chunk and after each of its frames
-    states: Vec<Lanes>,
 }
 
 /// Sums over time of a block.
@@ -125,256 +119,200 @@ struct Sums {
 }
 
 /// Backward scan of one block of one sequence; dB and dC are added to `d_shared` `[frames, 2 state]`.
-#[allow(clippy::too_many_arguments)]
 fn run(
     scan: &Scan<'_>,
     chunk_states: &[Lanes],
     d_output: &[f32],
-    sequence: usize,
-    block: usize,
-    mut d_states: Vec<Lanes>,
+    d_final: Option<&[f32]>,
+    [sequence, block]: [usize; 2],
     d_shared: &mut [f32],
     results: Results<'_>,
 ) {
-    let config = &scan.config;
-    let (frames, state, width) = (scan.sequences.frames, config.state, scan.width(block));
-    let rows_max = scan.rows_max();
+    let (state, rows) = (scan.config.state, scan.rows_max());
     let buffer = |rows: usize| vec![[0.0; BLOCK]; rows];
-    let mut tile = Tile::new(rows_max);
-    let mut pulls = Pulls {
-        d_y: buffer(rows_max),
-        stepped: buffer(rows_max),
-        decay: buffer(rows_max),
-        decays: buffer(rows_max),
-        states: buffer(rows_max + 1),
-    };
+    let mut tile = Tile::new(rows);
+    let mut pulls = Pulls { y: buffer(rows), stepped: buffer(rows), decay: buffer(rows) };
+    let mut history = History { decays: buffer(rows), states: buffer(rows + 1) };
     let mut sums = Sums { dt_bias: [0.0; BLOCK], d_skip: [0.0; BLOCK], rates: buffer(state) };
+    let first = scan.place(sequence, block, 0);
+    let mut d_states = scan.block_states(d_final, &first);
     for chunk in (0..scan.chunks()).rev() {
-        let from = chunk * config.chunk;
-        let rows = config.chunk.min(frames - from);
-        for row in 0..rows {
-            prefetch(&d_output[scan.at(sequence, from + row, block)..][..width]);
+        let place = scan.place(sequence, block, chunk);
+        for row in 0..place.rows {
+            prefetch(&d_output[scan.at(&place, row)..][..place.width]);
         }
-        load(scan, sequence, block, from, rows, &mut tile);
-        for row in 0..rows {
-            let at = scan.at(sequence, from + row, block);
-            let z = &scan.projected[scan.z_at(sequence, from + row, block)..][..width];
-            undo_gate(z, &d_output[at..][..width], &mut pulls.d_y[row]);
-        }
-        pulls.stepped.fill([0.0; BLOCK]);
-        pulls.decay.fill([0.0; BLOCK]);
-        let at = ((sequence * scan.blocks() + block) * scan.chunks() + chunk) * state;
-        retreat(
-            config,
-            rows,
-            scan.block_rates(block),
-            &scan.selected[(sequence * frames + from) * config.selected()..],
-            &chunk_states[at..][..state],
-            &mut tile,
-            &mut pulls,
-            &mut d_states,
-            &mut sums.rates,
-            &mut d_shared[from * 2 * state..],
-        );
-        // SAFETY (all three): each block of each sequence belongs to one task.
-        for row in 0..rows {
-            let at = scan.at(sequence, from + row, block);
-            let z_at = scan.z_at(sequence, from + row, block);
-            finish(
-                scan,
-                block,
-                from + row < scan.sequences.padding_of(sequence),
-                &scan.x[at..][..width],
-                &scan.dt_raw[at..][..width],
-                &scan.projected[z_at..][..width],
-                &d_output[at..][..width],
-                row,
-                &tile,
-                &pulls,
-                &mut sums,
-                unsafe { results.d_x.part(at, width) },
-                unsafe { results.d_dt_raw.part(at, width) },
-                unsafe { results.d_projected.part(z_at, width) },
-            );
-        }
+        load(scan, &place, &mut tile);
+        undo_gate(scan, &place, d_output, &mut pulls);
+        let before = &chunk_states[scan.kept_at(&place)..][..state];
+        let d_shared = &mut d_shared[place.from * 2 * state..];
+        retreat(scan, &place, before, &mut tile, &mut history, &mut pulls, &mut d_states, &mut sums.rates, d_shared);
+        finish(scan, &place, d_output, &tile, &pulls, &mut sums, results);
     }
     if let Some(initial) = results.initial {
-        let (at, length) = scan.states_at(sequence, block);
-        // SAFETY: as above.
+        let (at, length) = scan.states_at(&first);
+        // SAFETY (both): each block of each sequence belongs to one task.
         write_states(&d_states, unsafe { initial.part(at, length) });
     }
     let write = |index: usize, values: &Lanes| {
-        let at = (sequence * (2 + state) + index) * config.inner + block * BLOCK;
-        // SAFETY: as above.
-        unsafe { results.partial.part(at, width) }.copy_from_slice(&values[..width]);
+        let at = (sequence * (2 + state) + index) * scan.config.inner + block * BLOCK;
+        store(values, unsafe { results.partial.part(at, first.width) });
     };
     write(0, &sums.dt_bias);
     write(1, &sums.d_skip);
-    for (n, (sum, rate)) in sums.rates.iter().zip(scan.block_rates(block)).enumerate() {
+    for (n, (sum, rate)) in sums.rates.iter().zip(scan.block_rates(&first)).enumerate() {
         // d A_log = A d A, and the rate is A / ln 2.
         write(2 + n, &std::array::from_fn(|lane| sum[lane] * rate[lane] * LN_2));
     }
 }
 
 simd_fn! {
-    /// `d_y = d_output silu(z)`
-    fn undo_gate(z: &[f32], d_output: &[f32], d_y: &mut Lanes) = undo_gate_body
+    /// `d_y = d_output silu(z)`; the other pulls start at zero.
+    fn undo_gate(scan: &Scan<'_>, place: &Place, d_output: &[f32], pulls: &mut Pulls) = undo_gate_body
 }
 
 #[inline(always)]
-fn undo_gate_body<I: Isa>(z: &[f32], d_output: &[f32], d_y: &mut Lanes) {
-    let (z, d_output) = (lanes(z), lanes(d_output));
-    for lane in 0..BLOCK {
-        d_y[lane] = d_output[lane] * silu::<I>(z[lane]).0;
+fn undo_gate_body<I: Isa>(scan: &Scan<'_>, place: &Place, d_output: &[f32], pulls: &mut Pulls) {
+    for row in 0..place.rows {
+        let d_output = lanes(&d_output[scan.at(place, row)..][..place.width]);
+        let z = lanes(scan.z(place, row));
+        let d_y = &mut pulls.y[row];
+        for lane in 0..BLOCK {
+            d_y[lane] = d_output[lane] * silu::<I>(z[lane]).0;
+        }
+        pulls.stepped[row] = [0.0; BLOCK];
+        pulls.decay[row] = [0.0; BLOCK];
     }
 }
 
 simd_fn! {
-    /// Finds the states of the chunk again and goes back through them. `selected` and `d_shared` start at the chunk's
-    /// first frame, `before` is the state before it; `d_states` goes from the gradient of the state after the chunk to
-    /// that before it.
-    fn retreat(config: &Mamba1Config, rows: usize, rates: &[Lanes], selected: &[f32], before: &[Lanes], tile: &mut Tile, pulls: &mut Pulls, d_states: &mut [Lanes], d_rates: &mut [Lanes], d_shared: &mut [f32]) = retreat_body
+    /// Finds the states of the chunk again, from those `before` it, and goes back through them. `d_states` goes from
+    /// the gradient of the state after the chunk to that before it; `d_shared` starts at the chunk's first frame.
+    fn retreat(scan: &Scan<'_>, place: &Place, before: &[Lanes], tile: &mut Tile, history: &mut History, pulls: &mut Pulls, d_states: &mut [Lanes], d_rates: &mut [Lanes], d_shared: &mut [f32]) = retreat_body
 }
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn retreat_body<I: Isa>(
-    config: &Mamba1Config,
-    rows: usize,
-    rates: &[Lanes],
-    selected: &[f32],
+    scan: &Scan<'_>,
+    place: &Place,
     before: &[Lanes],
     tile: &mut Tile,
+    history: &mut History,
     pulls: &mut Pulls,
     d_states: &mut [Lanes],
     d_rates: &mut [Lanes],
     d_shared: &mut [f32],
 ) {
-    match I::Vector::LANES {
-        16 => retreat_lanes::<I::Vector, 2>(
-            config, rows, rates, selected, before, tile, pulls, d_states, d_rates, d_shared,
-        ),
-        8 => retreat_lanes::<I::Vector, 4>(
-            config, rows, rates, selected, before, tile, pulls, d_states, d_rates, d_shared,
-        ),
-        _ => retreat_lanes::<I::Vector, 8>(
-            config, rows, rates, selected, before, tile, pulls, d_states, d_rates, d_shared,
-        ),
+    for n in 0..scan.config.state {
+        let (mut memory, d_state, d_rate) = (before[n], &mut d_states[n], &mut d_rates[n]);
+        match I::Vector::LANES {
+            16 => {
+                advance_one::<I::Vector, 2, true>(scan, place, n, tile, &mut memory, history);
+                retreat_one::<I::Vector, 2>(scan, place, n, tile, history, pulls, d_state, d_rate, d_shared);
+            }
+            8 => {
+                advance_one::<I::Vector, 4, true>(scan, place, n, tile, &mut memory, history);
+                retreat_one::<I::Vector, 4>(scan, place, n, tile, history, pulls, d_state, d_rate, d_shared);
+            }
+            _ => {
+                advance_one::<I::Vector, 8, true>(scan, place, n, tile, &mut memory, history);
+                retreat_one::<I::Vector, 8>(scan, place, n, tile, history, pulls, d_state, d_rate, d_shared);
+            }
+        }
     }
 }
 
-/// `VECTORS` registers hold a block.
+/// Goes back through the states of one n, `VECTORS` registers a block.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn retreat_lanes<V: Vector, const VECTORS: usize>(
-    config: &Mamba1Config,
-    rows: usize,
-    rates: &[Lanes],
-    selected: &[f32],
-    before: &[Lanes],
-    tile: &mut Tile,
+fn retreat_one<V: Vector, const VECTORS: usize>(
+    scan: &Scan<'_>,
+    place: &Place,
+    n: usize,
+    tile: &Tile,
+    history: &History,
     pulls: &mut Pulls,
-    d_states: &mut [Lanes],
-    d_rates: &mut [Lanes],
+    d_states: &mut Lanes,
+    d_rates: &mut Lanes,
     d_shared: &mut [f32],
 ) {
     assert_eq!(VECTORS * V::LANES, BLOCK, "selective scan: registers of a block");
-    let state = config.state;
-    let (dt, stepped, y) = (&tile.dt[..rows], &tile.stepped[..rows], &mut tile.y[..rows]);
-    let (d_y, d_stepped, d_decay) = (&pulls.d_y[..rows], &mut pulls.stepped[..rows], &mut pulls.decay[..rows]);
-    let (decays, states) = (&mut pulls.decays[..rows], &mut pulls.states[..rows + 1]);
-    for n in 0..state {
-        // SAFETY: registers of a block stay inside its lanes; the instruction set is the caller's.
-        unsafe {
-            let of = |row: usize| {
-                let line = &selected[row * config.selected() + config.rank..][..2 * state];
-                (V::splat(line[n]), V::splat(line[state + n]))
-            };
-            let rate: [V; VECTORS] = registers(&rates[n]);
-            let mut memory: [V; VECTORS] = registers(&before[n]);
-            states[0] = before[n];
-            for row in 0..rows {
-                let (b, c) = of(row);
-                for v in 0..VECTORS {
-                    let decay = exp2(register::<V>(&dt[row], v).multiply(rate[v]));
-                    set_register(decay, &mut decays[row], v);
-                    memory[v] = decay.multiply_add(memory[v], register::<V>(&stepped[row], v).multiply(b));
-                    set_register(memory[v], &mut states[row + 1], v);
-                    set_register(memory[v].multiply_add(c, register(&y[row], v)), &mut y[row], v);
-                }
-            }
-            let mut carry: [V; VECTORS] = registers(&d_states[n]);
-            let mut d_rate: [V; VECTORS] = registers(&d_rates[n]);
-            for row in (0..rows).rev() {
-                let (b, c) = of(row);
-                let (mut to_b, mut to_c) = (V::splat(0.0), V::splat(0.0));
-                for v in 0..VECTORS {
-                    let d_y = register::<V>(&d_y[row], v);
-                    let d_state = d_y.multiply_add(c, carry[v]);
-                    to_b = d_state.multiply_add(register(&stepped[row], v), to_b);
-                    to_c = d_y.multiply_add(register(&states[row + 1], v), to_c);
-                    set_register(d_state.multiply_add(b, register(&d_stepped[row], v)), &mut d_stepped[row], v);
-                    carry[v] = d_state.multiply(register(&decays[row], v));
-                    let exponent = carry[v].multiply(register(&states[row], v));
-                    set_register(exponent.multiply_add(rate[v], register(&d_decay[row], v)), &mut d_decay[row], v);
-                    d_rate[v] = exponent.multiply_add(register(&dt[row], v), d_rate[v]);
-                }
-                let line = &mut d_shared[row * 2 * state..][..2 * state];
-                line[n] += to_b.sum();
-                line[state + n] += to_c.sum();
-            }
+    let (rows, state) = (place.rows, scan.config.state);
+    let (dt, stepped) = (&tile.dt[..rows], &tile.stepped[..rows]);
+    let (d_y, d_stepped, d_decay) = (&pulls.y[..rows], &mut pulls.stepped[..rows], &mut pulls.decay[..rows]);
+    let (decays, states) = (&history.decays[..rows], &history.states[..rows + 1]);
+    // SAFETY: registers of a block stay inside its lanes; the instruction set is the caller's.
+    unsafe {
+        let rate: [V; VECTORS] = registers(&scan.block_rates(place)[n]);
+        let mut carry: [V; VECTORS] = registers(d_states);
+        let mut d_rate: [V; VECTORS] = registers(d_rates);
+        for row in (0..rows).rev() {
+            let (b, c) = scan.b_and_c(place, row, n);
+            let (b, c) = (V::splat(b), V::splat(c));
+            let (mut to_b, mut to_c) = (V::splat(0.0), V::splat(0.0));
             for v in 0..VECTORS {
-                set_register(carry[v], &mut d_states[n], v);
-                set_register(d_rate[v], &mut d_rates[n], v);
+                let d_y = register::<V>(&d_y[row], v);
+                let d_state = d_y.multiply_add(c, carry[v]);
+                to_b = d_state.multiply_add(register(&stepped[row], v), to_b);
+                to_c = d_y.multiply_add(register(&states[row + 1], v), to_c);
+                set_register(d_state.multiply_add(b, register(&d_stepped[row], v)), &mut d_stepped[row], v);
+                carry[v] = d_state.multiply(register(&decays[row], v));
+                let exponent = carry[v].multiply(register(&states[row], v));
+                set_register(exponent.multiply_add(rate[v], register(&d_decay[row], v)), &mut d_decay[row], v);
+                d_rate[v] = exponent.multiply_add(register(&dt[row], v), d_rate[v]);
             }
+            let line = &mut d_shared[row * 2 * state..][..2 * state];
+            line[n] += to_b.sum();
+            line[state + n] += to_c.sum();
+        }
+        for v in 0..VECTORS {
+            set_register(carry[v], d_states, v);
+            set_register(d_rate[v], d_rates, v);
         }
     }
 }
 
 simd_fn! {
-    /// Gradients of x, the raw step and z at one frame (`row` of the chunk); sums over time. Slices start at the block.
-    fn finish(scan: &Scan<'_>, block: usize, padded: bool, x: &[f32], raw: &[f32], z: &[f32], d_output: &[f32], row: usize, tile: &Tile, pulls: &Pulls, sums: &mut Sums, d_x: &mut [f32], d_raw: &mut [f32], d_z: &mut [f32]) = finish_body
+    /// Gradients of x, the raw steps and z; sums over time.
+    fn finish(scan: &Scan<'_>, place: &Place, d_output: &[f32], tile: &Tile, pulls: &Pulls, sums: &mut Sums, results: Results<'_>) = finish_body
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn finish_body<I: Isa>(
     scan: &Scan<'_>,
-    block: usize,
-    padded: bool,
-    x: &[f32],
-    raw: &[f32],
-    z: &[f32],
+    place: &Place,
     d_output: &[f32],
-    row: usize,
     tile: &Tile,
     pulls: &Pulls,
     sums: &mut Sums,
-    d_x: &mut [f32],
-    d_raw: &mut [f32],
-    d_z: &mut [f32],
+    results: Results<'_>,
 ) {
-    let width = d_x.len();
-    let bias = lanes(&scan.weights.dt_bias[block * BLOCK..][..width]);
-    let skip = lanes(&scan.weights.d_skip[block * BLOCK..][..width]);
-    let (x, raw, z, d_output) = (lanes(x), lanes(raw), lanes(z), lanes(d_output));
-    let (dt, y) = (&tile.dt[row], &tile.y[row]);
-    let (d_y, d_stepped, d_decay) = (&pulls.d_y[row], &pulls.stepped[row], &pulls.decay[row]);
-    let (mut to_x, mut to_raw, mut to_z) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
-    for lane in 0..BLOCK {
-        to_x[lane] = fused::<I>(dt[lane], d_stepped[lane], skip[lane] * d_y[lane]);
-        to_z[lane] = d_output[lane] * y[lane] * silu::<I>(z[lane]).1;
-        sums.d_skip[lane] = fused::<I>(d_y[lane], x[lane], sums.d_skip[lane]);
-    }
-    if !padded {
+    let (bias, skip) = (scan.of(scan.weights.dt_bias, place), scan.of(scan.weights.d_skip, place));
+    for row in 0..place.rows {
+        let (at, z_at) = (scan.at(place, row), scan.z_at(place, row));
+        let (x, raw, z) = (lanes(scan.x(place, row)), lanes(scan.raw(place, row)), lanes(scan.z(place, row)));
+        let d_output = lanes(&d_output[at..][..place.width]);
+        let (dt, y) = (&tile.dt[row], &tile.y[row]);
+        let (d_y, d_stepped, d_decay) = (&pulls.y[row], &pulls.stepped[row], &pulls.decay[row]);
+        let (mut d_x, mut d_raw, mut d_z) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
         for lane in 0..BLOCK {
-            // The derivative of softplus; beyond 20 it is 1 in f32 as well.
-            let slope = sigmoid::<I>(raw[lane] + bias[lane]);
-            to_raw[lane] = fused::<I>(d_stepped[lane], x[lane], d_decay[lane] * LN_2) * slope;
-            sums.dt_bias[lane] += to_raw[lane];
+            d_x[lane] = fused::<I>(dt[lane], d_stepped[lane], skip[lane] * d_y[lane]);
+            d_z[lane] = d_output[lane] * y[lane] * silu::<I>(z[lane]).1;
+            sums.d_skip[lane] = fused::<I>(d_y[lane], x[lane], sums.d_skip[lane]);
+        }
+        if !scan.padded(place, row) {
+            for lane in 0..BLOCK {
+                // The slope of softplus; where softplus is the identity, it is 1 in f32 as well.
+                let slope = sigmoid::<I>(raw[lane] + bias[lane]);
+                d_raw[lane] = fused::<I>(d_stepped[lane], x[lane], d_decay[lane] * LN_2) * slope;
+                sums.dt_bias[lane] += d_raw[lane];
+            }
+        }
+        // SAFETY: each block of each sequence belongs to one task.
+        unsafe {
+            store(&d_x, results.d_x.part(at, place.width));
+            store(&d_raw, results.d_dt_raw.part(at, place.width));
+            store(&d_z, results.d_projected.part(z_at, place.width));
         }
     }
-    store(&to_x, d_x);
-    store(&to_raw, d_raw);
-    store(&to_z, d_z);
 }

@@ -1,58 +1,14 @@
 //! What the forward and the backward scan share: a block of channels over one chunk of frames.
 #![allow(unsafe_code)]
 
+use super::lanes::{BLOCK, Lanes, lanes, register, registers, set_register};
 use super::{Mamba1Config, Sequences, Weights};
 use crate::simd::{Isa, Vector, exp2, fused, prefetch, sigmoid, simd_fn, softplus};
 use std::f32::consts::LOG2_E;
 
-/// Channels scanned together: enough independent sums to keep the multiply-add units busy.
-pub(crate) const BLOCK: usize = 32;
-
 /// Frames asked for ahead of their use: a block's values lie too far apart from frame to frame for the processor to
 /// guess.
-pub(crate) const AHEAD: usize = 8;
-
-/// One value for each channel of a block; channels beyond the last have step, decay rate and inputs of zero.
-pub(crate) type Lanes = [f32; BLOCK];
-
-/// A block of lanes from `source`, zero beyond its end.
-#[inline(always)]
-pub(crate) fn lanes(source: &[f32]) -> Lanes {
-    match source.try_into() {
-        Ok(whole) => whole,
-        Err(_) => partial(source),
-    }
-}
-
-/// The last block, if it is not full. Apart, so that full blocks are copied without a call.
-#[cold]
-#[inline(never)]
-fn partial(source: &[f32]) -> Lanes {
-    std::array::from_fn(|lane| source.get(lane).copied().unwrap_or(0.0))
-}
-
-/// Writes as many lanes as `target` has room for.
-#[inline(always)]
-pub(crate) fn store(lanes: &Lanes, target: &mut [f32]) {
-    match <&mut Lanes>::try_from(&mut *target) {
-        Ok(whole) => *whole = *lanes,
-        Err(_) => store_partial(lanes, target),
-    }
-}
-
-/// As [`partial`].
-#[cold]
-#[inline(never)]
-fn store_partial(lanes: &Lanes, target: &mut [f32]) {
-    target.iter_mut().zip(lanes).for_each(|(target, value)| *target = *value);
-}
-
-/// `values` as lanes; a length that is no multiple of the block is a mistake in the program.
-pub(crate) fn as_lanes(values: &[f32]) -> &[Lanes] {
-    let (lanes, rest) = values.as_chunks::<BLOCK>();
-    assert!(rest.is_empty(), "selective scan: {} values in blocks of {BLOCK}", values.len());
-    lanes
-}
+const AHEAD: usize = 8;
 
 /// What the scan reads.
 #[derive(Clone, Copy)]
@@ -82,7 +38,21 @@ pub(crate) fn rates(config: &Mamba1Config, a_log: &[f32]) -> Vec<Lanes> {
     out
 }
 
-impl Scan<'_> {
+/// A block of channels of one sequence over one chunk of frames.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) sequence: usize,
+    pub(crate) block: usize,
+    pub(crate) chunk: usize,
+    /// First frame.
+    pub(crate) from: usize,
+    /// Frames.
+    pub(crate) rows: usize,
+    /// Channels.
+    pub(crate) width: usize,
+}
+
+impl<'a> Scan<'a> {
     /// Blocks of channels.
     pub(crate) fn blocks(&self) -> usize {
         self.config.inner.div_ceil(BLOCK)
@@ -98,59 +68,97 @@ impl Scan<'_> {
         self.config.chunk.min(self.sequences.frames)
     }
 
-    /// Channels of a block.
-    pub(crate) fn width(&self, block: usize) -> usize {
-        BLOCK.min(self.config.inner - block * BLOCK)
+    pub(crate) fn place(&self, sequence: usize, block: usize, chunk: usize) -> Place {
+        let from = chunk * self.config.chunk;
+        let rows = self.config.chunk.min(self.sequences.frames - from);
+        Place { sequence, block, chunk, from, rows, width: BLOCK.min(self.config.inner - block * BLOCK) }
     }
 
-    /// A block's decay rates, one n after the other.
-    pub(crate) fn block_rates(&self, block: usize) -> &[Lanes] {
-        &self.rates[block * self.config.state..][..self.config.state]
+    /// The place's first value in row `row` of `[batch, frames, inner]`.
+    pub(crate) fn at(&self, place: &Place, row: usize) -> usize {
+        (place.sequence * self.sequences.frames + place.from + row) * self.config.inner + place.block * BLOCK
     }
 
-    /// First value of a block in `[batch, frames, inner]`.
-    pub(crate) fn at(&self, sequence: usize, frame: usize, block: usize) -> usize {
-        (sequence * self.sequences.frames + frame) * self.config.inner + block * BLOCK
+    /// The place's first z in row `row` of `[batch, frames, 2 inner]`.
+    pub(crate) fn z_at(&self, place: &Place, row: usize) -> usize {
+        (2 * (place.sequence * self.sequences.frames + place.from + row) + 1) * self.config.inner + place.block * BLOCK
     }
 
-    /// First z of a block in `[batch, frames, 2 inner]`.
-    pub(crate) fn z_at(&self, sequence: usize, frame: usize, block: usize) -> usize {
-        (2 * (sequence * self.sequences.frames + frame) + 1) * self.config.inner + block * BLOCK
+    /// The place's state before its first frame, among those kept between chunks `[batch, blocks, chunks, state]`.
+    pub(crate) fn kept_at(&self, place: &Place) -> usize {
+        ((place.sequence * self.blocks() + place.block) * self.chunks() + place.chunk) * self.config.state
     }
 
-    /// The state of a block `[state]` from `[batch, inner, state]`, zero where absent.
-    pub(crate) fn block_states(&self, source: Option<&[f32]>, sequence: usize, block: usize) -> Vec<Lanes> {
+    /// The place's x.
+    pub(crate) fn x(&self, place: &Place, row: usize) -> &'a [f32] {
+        &self.x[self.at(place, row)..][..place.width]
+    }
+
+    /// The place's steps before bias and softplus.
+    pub(crate) fn raw(&self, place: &Place, row: usize) -> &'a [f32] {
+        &self.dt_raw[self.at(place, row)..][..place.width]
+    }
+
+    /// The place's z.
+    pub(crate) fn z(&self, place: &Place, row: usize) -> &'a [f32] {
+        &self.projected[self.z_at(place, row)..][..place.width]
+    }
+
+    /// The place's part of `[inner]`.
+    pub(crate) fn of(&self, values: &[f32], place: &Place) -> Lanes {
+        lanes(&values[place.block * BLOCK..][..place.width])
+    }
+
+    /// Whether a row of the place is padding.
+    pub(crate) fn padded(&self, place: &Place, row: usize) -> bool {
+        place.from + row < self.sequences.padding_of(place.sequence)
+    }
+
+    /// The place's decay rates, one n after the other.
+    pub(crate) fn block_rates(&self, place: &Place) -> &'a [Lanes] {
+        &self.rates[place.block * self.config.state..][..self.config.state]
+    }
+
+    /// (B, C) of a row for one n.
+    #[inline(always)]
+    pub(crate) fn b_and_c(&self, place: &Place, row: usize, n: usize) -> (f32, f32) {
+        let at = (place.sequence * self.sequences.frames + place.from + row) * self.config.selected();
+        let line = &self.selected[at + self.config.rank..][..2 * self.config.state];
+        (line[n], line[self.config.state + n])
+    }
+
+    /// The state of a block, one n after the other, from `[batch, inner, state]`; zero where absent.
+    pub(crate) fn block_states(&self, source: Option<&[f32]>, place: &Place) -> Vec<Lanes> {
         let state = self.config.state;
         let mut out = vec![[0.0; BLOCK]; state];
         if let Some(source) = source {
-            let source = &source[(sequence * self.config.inner + block * BLOCK) * state..];
-            for lane in 0..self.width(block) {
+            let (from, length) = self.states_at(place);
+            for (lane, line) in source[from..from + length].chunks_exact(state).enumerate() {
                 for n in 0..state {
-                    out[n][lane] = source[lane * state + n];
+                    out[n][lane] = line[n];
                 }
             }
         }
         out
     }
 
-    /// Where [`Scan::block_states`] reads a block, for writing it back with [`write_states`].
-    pub(crate) fn states_at(&self, sequence: usize, block: usize) -> (usize, usize) {
+    /// A block's first value and number of values in `[batch, inner, state]`.
+    pub(crate) fn states_at(&self, place: &Place) -> (usize, usize) {
         let state = self.config.state;
-        ((sequence * self.config.inner + block * BLOCK) * state, self.width(block) * state)
+        ((place.sequence * self.config.inner + place.block * BLOCK) * state, place.width * state)
     }
 }
 
-/// The transpose of [`Scan::block_states`].
+/// Undoes [`Scan::block_states`].
 pub(crate) fn write_states(states: &[Lanes], target: &mut [f32]) {
-    let state = states.len();
-    for (lane, line) in target.chunks_exact_mut(state).enumerate() {
-        for n in 0..state {
-            line[n] = states[n][lane];
+    for (lane, line) in target.chunks_exact_mut(states.len()).enumerate() {
+        for (value, state) in line.iter_mut().zip(states) {
+            *value = state[lane];
         }
     }
 }
 
-/// Steps and inputs of a block over one chunk, one row of lanes a frame.
+/// Steps and inputs at a place, one row of lanes a frame.
 pub(crate) struct Tile {
     /// dt
     pub(crate) dt: Vec<Lanes>,
@@ -168,32 +176,24 @@ impl Tile {
 }
 
 simd_fn! {
-    /// Fills a tile for `rows` frames from `from`; also asks for their z.
-    pub(crate) fn load(scan: &Scan<'_>, sequence: usize, block: usize, from: usize, rows: usize, tile: &mut Tile) = load_body
+    /// Fills a tile; also asks for the place's z.
+    pub(crate) fn load(scan: &Scan<'_>, place: &Place, tile: &mut Tile) = load_body
 }
 
 #[inline(always)]
-fn load_body<I: Isa>(scan: &Scan<'_>, sequence: usize, block: usize, from: usize, rows: usize, tile: &mut Tile) {
-    let width = scan.width(block);
-    let bias = lanes(&scan.weights.dt_bias[block * BLOCK..][..width]);
-    let skip = lanes(&scan.weights.d_skip[block * BLOCK..][..width]);
-    let padding = scan.sequences.padding_of(sequence);
-    let fetch = |row: usize| {
-        let at = scan.at(sequence, from + row, block);
-        prefetch(&scan.x[at..][..width]);
-        prefetch(&scan.dt_raw[at..][..width]);
-        prefetch(&scan.projected[scan.z_at(sequence, from + row, block)..][..width]);
-    };
-    (0..AHEAD.min(rows)).for_each(fetch);
-    for row in 0..rows {
-        if row + AHEAD < rows {
+fn load_body<I: Isa>(scan: &Scan<'_>, place: &Place, tile: &mut Tile) {
+    let (bias, skip) = (scan.of(scan.weights.dt_bias, place), scan.of(scan.weights.d_skip, place));
+    let fetch = |row: usize| [scan.x(place, row), scan.raw(place, row), scan.z(place, row)].map(prefetch);
+    for row in 0..AHEAD.min(place.rows) {
+        fetch(row);
+    }
+    for row in 0..place.rows {
+        if row + AHEAD < place.rows {
             fetch(row + AHEAD);
         }
-        let at = scan.at(sequence, from + row, block);
-        let x = lanes(&scan.x[at..][..width]);
-        let raw = lanes(&scan.dt_raw[at..][..width]);
+        let (x, raw) = (lanes(scan.x(place, row)), lanes(scan.raw(place, row)));
         let (dt, stepped, y) = (&mut tile.dt[row], &mut tile.stepped[row], &mut tile.y[row]);
-        if from + row < padding {
+        if scan.padded(place, row) {
             *dt = [0.0; BLOCK];
         } else {
             for lane in 0..BLOCK {
@@ -208,82 +208,65 @@ fn load_body<I: Isa>(scan: &Scan<'_>, sequence: usize, block: usize, from: usize
 }
 
 simd_fn! {
-    /// Runs the states of a block over the tile's first `rows` frames, reading them into `y`. `selected` starts at the
-    /// chunk's first frame.
-    pub(crate) fn advance(config: &Mamba1Config, rows: usize, rates: &[Lanes], selected: &[f32], tile: &mut Tile, states: &mut [Lanes]) = advance_body
+    /// Runs the states of a block over a loaded tile, reading them into `y`.
+    pub(crate) fn advance(scan: &Scan<'_>, place: &Place, tile: &mut Tile, states: &mut [Lanes]) = advance_body
 }
 
 #[inline(always)]
-fn advance_body<I: Isa>(
-    config: &Mamba1Config,
-    rows: usize,
-    rates: &[Lanes],
-    selected: &[f32],
-    tile: &mut Tile,
-    states: &mut [Lanes],
-) {
-    match I::Vector::LANES {
-        16 => advance_lanes::<I::Vector, 2>(config, rows, rates, selected, tile, states),
-        8 => advance_lanes::<I::Vector, 4>(config, rows, rates, selected, tile, states),
-        _ => advance_lanes::<I::Vector, 8>(config, rows, rates, selected, tile, states),
-    }
-}
-
-/// `VECTORS` registers hold a block.
-#[inline(always)]
-fn advance_lanes<V: Vector, const VECTORS: usize>(
-    config: &Mamba1Config,
-    rows: usize,
-    rates: &[Lanes],
-    selected: &[f32],
-    tile: &mut Tile,
-    states: &mut [Lanes],
-) {
-    assert_eq!(VECTORS * V::LANES, BLOCK, "selective scan: registers of a block");
-    let (dt, stepped, y) = (&tile.dt[..rows], &tile.stepped[..rows], &mut tile.y[..rows]);
-    for (n, (rate, memory)) in rates.iter().zip(states).enumerate() {
-        // SAFETY: registers of a block stay inside its lanes; the instruction set is the caller's.
-        unsafe {
-            let rate: [V; VECTORS] = registers(rate);
-            let mut state: [V; VECTORS] = registers(memory);
-            for row in 0..rows {
-                let line = &selected[row * config.selected() + config.rank..][..2 * config.state];
-                let (b, c) = (V::splat(line[n]), V::splat(line[config.state + n]));
-                for v in 0..VECTORS {
-                    let decay = exp2(register::<V>(&dt[row], v).multiply(rate[v]));
-                    state[v] = decay.multiply_add(state[v], register::<V>(&stepped[row], v).multiply(b));
-                    set_register(state[v].multiply_add(c, register(&y[row], v)), &mut y[row], v);
-                }
-            }
-            (0..VECTORS).for_each(|v| set_register(state[v], memory, v));
+fn advance_body<I: Isa>(scan: &Scan<'_>, place: &Place, tile: &mut Tile, states: &mut [Lanes]) {
+    let mut none = History { decays: Vec::new(), states: Vec::new() };
+    for (n, memory) in states.iter_mut().enumerate() {
+        match I::Vector::LANES {
+            16 => advance_one::<I::Vector, 2, false>(scan, place, n, tile, memory, &mut none),
+            8 => advance_one::<I::Vector, 4, false>(scan, place, n, tile, memory, &mut none),
+            _ => advance_one::<I::Vector, 8, false>(scan, place, n, tile, memory, &mut none),
         }
     }
 }
 
-/// Register `v` of a block.
-///
-/// # Safety
-/// `v` is below `BLOCK / LANES`, and the processor has the register's instruction set; as for the two below.
-#[inline(always)]
-pub(crate) unsafe fn register<V: Vector>(lanes: &Lanes, v: usize) -> V {
-    debug_assert!((v + 1) * V::LANES <= BLOCK);
-    // SAFETY: as the caller promises.
-    unsafe { V::load(lanes.as_ptr().add(v * V::LANES)) }
+/// One n over a chunk.
+pub(crate) struct History {
+    /// Decays
+    pub(crate) decays: Vec<Lanes>,
+    /// States before the chunk and after each of its frames
+    pub(crate) states: Vec<Lanes>,
 }
 
-/// All registers of a block.
+/// Runs the states of one n, `VECTORS` registers a block; with `KEEP` decays and states go to `history`.
 #[inline(always)]
-pub(crate) unsafe fn registers<V: Vector, const VECTORS: usize>(lanes: &Lanes) -> [V; VECTORS] {
-    // SAFETY: as the caller promises.
-    std::array::from_fn(|v| unsafe { register(lanes, v) })
-}
-
-/// Writes register `v` of a block.
-#[inline(always)]
-pub(crate) unsafe fn set_register<V: Vector>(value: V, lanes: &mut Lanes, v: usize) {
-    debug_assert!((v + 1) * V::LANES <= BLOCK);
-    // SAFETY: as the caller promises.
-    unsafe { value.store(lanes.as_mut_ptr().add(v * V::LANES)) }
+pub(crate) fn advance_one<V: Vector, const VECTORS: usize, const KEEP: bool>(
+    scan: &Scan<'_>,
+    place: &Place,
+    n: usize,
+    tile: &mut Tile,
+    memory: &mut Lanes,
+    history: &mut History,
+) {
+    assert_eq!(VECTORS * V::LANES, BLOCK, "selective scan: registers of a block");
+    let rows = place.rows;
+    let (dt, stepped, y) = (&tile.dt[..rows], &tile.stepped[..rows], &mut tile.y[..rows]);
+    if KEEP {
+        history.states[0] = *memory;
+    }
+    // SAFETY: registers of a block stay inside its lanes; the instruction set is the caller's.
+    unsafe {
+        let rate: [V; VECTORS] = registers(&scan.block_rates(place)[n]);
+        let mut state: [V; VECTORS] = registers(memory);
+        for row in 0..rows {
+            let (b, c) = scan.b_and_c(place, row, n);
+            let (b, c) = (V::splat(b), V::splat(c));
+            for v in 0..VECTORS {
+                let decay = exp2(register::<V>(&dt[row], v).multiply(rate[v]));
+                state[v] = decay.multiply_add(state[v], register::<V>(&stepped[row], v).multiply(b));
+                set_register(state[v].multiply_add(c, register(&y[row], v)), &mut y[row], v);
+                if KEEP {
+                    set_register(decay, &mut history.decays[row], v);
+                    set_register(state[v], &mut history.states[row + 1], v);
+                }
+            }
+        }
+        (0..VECTORS).for_each(|v| set_register(state[v], memory, v));
+    }
 }
 
 /// `x / (1 + e^-x)` and its derivative.
