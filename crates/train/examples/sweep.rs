@@ -1,8 +1,8 @@
-//! Compares language model experiments at equal data: for each a learning rate chosen by the same sweep, then more
-//! seeds; validation loss by step, by operations and by time, with its spread.
+//! Compares language model experiments at equal data: for each a learning rate chosen by the same sweep of short runs,
+//! then the whole run with several seeds; validation loss by step, by operations and by time, with its spread.
 //!
-//!     cargo run --release --workspace --example sweep -- OUT RATES SEEDS EXPERIMENT.toml...
-//!     cargo run --release --workspace --example sweep -- runs/study 5e-4,1e-3,2e-3 3 configs/study-*.toml
+//!     cargo run --release --workspace --example sweep -- OUT RATES STEPS SEEDS EXPERIMENT.toml...
+//!     cargo run --release --workspace --example sweep -- runs/study 1e-3,2e-3,4e-3 100 3 configs/study-*.toml
 //!
 //! Every run has a folder of its own under OUT and goes on where it was when the command is given again. Results:
 //! OUT/sweep.json, OUT/sweep.svg, and a table on the standard output.
@@ -45,9 +45,9 @@ struct Contender {
     parameters: usize,
     flops_per_step: f64,
     seconds_per_step: f64,
-    /// The rate with the lowest last loss at the first seed.
+    /// The rate with the lowest last loss in the sweep.
     best_rate: f64,
-    /// All rates at the first seed.
+    /// A short run at every rate.
     sweep: Vec<Finished>,
     /// All seeds at the best rate.
     runs: Vec<Finished>,
@@ -87,28 +87,28 @@ impl Contender {
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    ensure!(arguments.len() >= 4, "give OUT RATES SEEDS EXPERIMENT.toml...");
+    ensure!(arguments.len() >= 5, "give OUT RATES STEPS SEEDS EXPERIMENT.toml...");
     let out = PathBuf::from(&arguments[0]);
     let rates: Vec<f64> =
         arguments[1].split(',').map(str::parse).collect::<Result<_, _>>().context("RATES: numbers with commas")?;
-    let seeds: u64 = arguments[2].parse().context("SEEDS: a whole number")?;
+    let steps: u64 = arguments[2].parse().context("STEPS of the sweep: a whole number")?;
+    let seeds: u64 = arguments[3].parse().context("SEEDS: a whole number")?;
     let mut contenders = Vec::new();
-    for file in &arguments[3..] {
+    for file in &arguments[4..] {
         let experiment = LmExperiment::read(Path::new(file))?;
         let budget = experiment.budget()?;
-        let sweep = rates.iter().map(|&rate| trained(&experiment, &out, rate, 1)).collect::<Result<Vec<_>>>()?;
-        let best = sweep.iter().min_by(|a, b| a.last().total_cmp(&b.last())).context("no rates")?.clone();
-        let mut runs = vec![best.clone()];
-        for seed in 2..=seeds {
-            runs.push(trained(&experiment, &out, best.rate, seed)?);
-        }
-        let times: Vec<f64> = sweep.iter().chain(&runs[1..]).map(|run| run.seconds_per_step).collect();
+        let short = |&rate: &f64| trained(&experiment, &out, rate, 1, steps);
+        let sweep = rates.iter().map(short).collect::<Result<Vec<_>>>()?;
+        let best_rate = sweep.iter().min_by(|a, b| a.last().total_cmp(&b.last())).context("no rates")?.rate;
+        let whole = |seed| trained(&experiment, &out, best_rate, seed, experiment.train.steps);
+        let runs = (1..=seeds).map(whole).collect::<Result<Vec<_>>>()?;
+        let times: Vec<f64> = sweep.iter().chain(&runs).map(|run| run.seconds_per_step).collect();
         contenders.push(Contender {
             name: experiment.name.clone(),
             parameters: budget.parameters.total,
             flops_per_step: budget.training.flops_per_step,
             seconds_per_step: median(times),
-            best_rate: best.rate,
+            best_rate,
             sweep,
             runs,
         });
@@ -118,11 +118,13 @@ fn main() -> Result<()> {
 }
 
 /// Trains one run, or what is left of it, and reads its metrics.
-fn trained(experiment: &LmExperiment, out: &Path, rate: f64, seed: u64) -> Result<Finished> {
+fn trained(experiment: &LmExperiment, out: &Path, rate: f64, seed: u64, steps: u64) -> Result<Finished> {
     let mut experiment = experiment.clone();
     experiment.optim.rate = rate;
     experiment.seed = seed;
-    let folder = out.join(experiment.name.replace(' ', "-").to_lowercase()).join(format!("{rate:e}-{seed}"));
+    experiment.train.steps = steps;
+    let name = experiment.name.replace([' ', ','], "-").to_lowercase();
+    let folder = out.join(name).join(format!("{steps}-{rate:e}-{seed}"));
     eprintln!("{}", folder.display());
     run(LmRun {
         experiment: &experiment,
