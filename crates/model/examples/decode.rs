@@ -98,11 +98,11 @@ fn main() -> Result<()> {
     let rate = read_rate();
     // Embeddings are looked up, not read through.
     let read = 4 * (count - config.codebooks * (config.cardinality + 1) * config.d_model);
-    let limit = (read + 2 * fresh.bytes()) as f64 / rate;
     let (mut state, mut column) = (fresh.clone(), start.clone());
     (0..5).for_each(|_| frame(&stepper, &mut state, &mut column));
     let times = (0..frames).map(|_| timed(&mut || frame(&stepper, &mut state, &mut column))).collect();
     let (taken, rate) = (median(times), rate.max(read_rate()));
+    let limit = (read + 2 * fresh.bytes()) as f64 / rate;
     println!(
         "{:.1} M parameters, {} threads: median {:.2} ms a frame of {frames}, {} MB resident",
         count as f64 / 1e6,
@@ -116,7 +116,7 @@ fn main() -> Result<()> {
         fresh.bytes() as f64 / 1e6,
         rate / 1e9,
         1e3 * limit,
-        100.0 * (read + 2 * fresh.bytes()) as f64 / rate / taken,
+        100.0 * limit / taken,
     );
 
     let Some(far) = far else { return Ok(()) };
