@@ -95,6 +95,15 @@ impl Initialiser {
         self.uniform(count, -bound, bound)
     }
 
+    /// The same for a layer that ends in the residual stream, scaled by 1/sqrt(`residuals`), the number of residual
+    /// additions of the network.
+    pub fn for_residual(&mut self, count: usize, fan_in: usize, residuals: usize) -> Vec<f32> {
+        let scale = 1.0 / (residuals as f32).sqrt();
+        let mut values = self.fan_in(count, fan_in);
+        values.iter_mut().for_each(|value| *value *= scale);
+        values
+    }
+
     fn draw(&mut self, count: usize, one: impl Fn(&mut ChaCha8Rng) -> f32) -> Vec<f32> {
         match &mut self.rng {
             Some(rng) => (0..count).map(|_| one(rng)).collect(),

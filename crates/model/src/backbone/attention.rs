@@ -137,8 +137,6 @@ impl CrossAttention {
 }
 
 fn push_output(width: usize, prefix: &str, residuals: usize, draw: &mut Initialiser, into: &mut Parameters) {
-    let mut out = draw.fan_in(width * width, width);
-    let scale = 1.0 / (residuals as f32).sqrt();
-    out.iter_mut().for_each(|value| *value *= scale);
+    let out = draw.for_residual(width * width, width, residuals);
     into.push(format!("{prefix}.out_proj.weight"), &[width, width], Role::Decayed, out);
 }

@@ -27,9 +27,7 @@ impl FeedForward {
         let name = format!("{prefix}.feed_forward");
         into.push(format!("{name}.0.weight"), &[inner, width], Role::Decayed, draw.fan_in(inner * width, width));
         into.push(format!("{name}.0.bias"), &[inner], Role::Free, vec![0.0; inner]);
-        let mut out = draw.fan_in(width * inner, inner);
-        let scale = 1.0 / (residuals as f32).sqrt();
-        out.iter_mut().for_each(|value| *value *= scale);
+        let out = draw.for_residual(width * inner, inner, residuals);
         into.push(format!("{name}.3.weight"), &[width, inner], Role::Decayed, out);
         into.push(format!("{name}.3.bias"), &[width], Role::Free, vec![0.0; width]);
     }

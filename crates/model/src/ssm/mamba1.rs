@@ -74,9 +74,7 @@ impl Mamba1Config {
         let mut skip = draw.zeros(inner);
         skip.fill(1.0);
         push("D", &[inner], Role::Free, skip);
-        let scale = 1.0 / (residuals as f32).sqrt();
-        let mut out = draw.fan_in(width * inner, inner);
-        out.iter_mut().for_each(|value| *value *= scale);
+        let out = draw.for_residual(width * inner, inner, residuals);
         push("out_proj.weight", &[width, inner], Role::Decayed, out);
     }
 }

@@ -85,9 +85,7 @@ impl Mamba2Config {
         into.push(format!("{prefix}.A_log"), &[heads], Role::Free, a_log);
         into.push(format!("{prefix}.D"), &[heads], Role::Free, vec![1.0; heads]);
         into.push(format!("{prefix}.norm.weight"), &[inner], Role::Free, vec![1.0; inner]);
-        let scale = 1.0 / (residuals as f32).sqrt();
-        let mut out = draw.fan_in(self.d_model * inner, inner);
-        out.iter_mut().for_each(|value| *value *= scale);
+        let out = draw.for_residual(self.d_model * inner, inner, residuals);
         into.push(format!("{prefix}.out_proj.weight"), &[self.d_model, inner], Role::Decayed, out);
     }
 }
