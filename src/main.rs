@@ -14,6 +14,9 @@ fn main() -> ExitCode {
     // clap prints usage errors itself and leaves with code 2.
     let arguments = cli::Arguments::parse();
     cli::start_logging(arguments.verbose, arguments.quiet);
+    if let Err(reason) = mambo_kernels::simd::limit() {
+        return cli::report(&anyhow::anyhow!(reason));
+    }
     match arguments.command.run() {
         Ok(code) => code,
         Err(error) => cli::report(&error),

@@ -57,6 +57,7 @@ mod tiles {
     use super::{Matrix, Start};
     use crate::linear::with_buffer;
     use crate::simd::Avx512;
+    use crate::simd::{InstructionSet, instruction_set};
     use crate::small_gemm::transpose_body;
     use rayon::prelude::*;
     use std::arch::asm;
@@ -102,12 +103,11 @@ mod tiles {
         Pairs,
     }
 
-    /// The fastest unit of the processor that the kernel grants.
+    /// The fastest unit of the processor that the kernel grants and the limit on instruction sets allows.
     pub(super) fn unit() -> Option<Unit> {
         static UNIT: std::sync::OnceLock<Option<Unit>> = std::sync::OnceLock::new();
         *UNIT.get_or_init(|| {
-            let pairs = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
+            let pairs = instruction_set() == InstructionSet::Avx512
                 && is_x86_feature_detected!("avx512bf16");
             pairs.then(|| if tiles_granted() { Unit::Tiles } else { Unit::Pairs })
         })

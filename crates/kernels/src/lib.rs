@@ -26,3 +26,15 @@ mod sequences;
 pub mod simd;
 mod small_gemm;
 mod threads;
+
+#[cfg(test)]
+#[path = "../tests/common/instruction_sets.rs"]
+mod instruction_sets;
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_instruction_set_obeys_these_laws() {
+        crate::instruction_sets::repeat_without("every_instruction_set_obeys_these_laws", crate::simd::LIMIT);
+    }
+}

@@ -6,7 +6,7 @@
 //! fixed size, so the number of threads cannot change a byte.
 #![allow(unsafe_code)]
 
-use crate::simd::{InstructionSet, Isa, Vector, instruction_set, prefetch, simd_fn};
+use crate::simd::{InstructionSet, Isa, Vector, instruction_set, prefetch, prefetch_at, simd_fn};
 use crate::small_gemm::transpose_body;
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -76,6 +76,8 @@ const DEPTH: usize = 256;
 const MOST_ROWS: usize = 144;
 /// Rows of a transposed left side asked for ahead of their use: they lie too far apart for the processor to guess.
 const AHEAD: usize = 8;
+/// Values of a line of cache.
+const LINE: usize = 16;
 /// Multiply-adds from which threads pay for themselves.
 const PARALLEL_SIZE: usize = 1 << 19;
 /// Values of the largest micro-tile: 12 rows of two 16-value registers.
@@ -293,7 +295,13 @@ fn blocked<I: Isa, const MR: usize>(
             let right = &right[from * panel_width..(from + depth) * panel_width];
             let column = panel * panel_width;
             let width = panel_width.min(columns - column);
+            // The panel after this one comes from memory: each strip asks for its share of it.
+            let next = right.as_ptr().wrapping_add(left.columns * panel_width);
+            let lines = right.len().div_ceil(LINE).div_ceil(height.div_ceil(MR));
             for row in (0..height).step_by(MR) {
+                for line in 0..lines {
+                    prefetch_at(next.wrapping_add((row / MR * lines + line) * LINE));
+                }
                 let strip = &strips[row * depth..][..MR * depth];
                 let rows = MR.min(height - row);
                 let at = row * columns + column;
@@ -391,15 +399,33 @@ unsafe fn micro<V: Vector, const MR: usize, const NV: usize>(
             left = left.add(MR);
             right = right.add(panel_width);
         }
-        let one = V::splat(1.0);
-        for (i, row) in sums.iter().enumerate() {
-            for (j, sum) in row.iter().enumerate() {
+        // One plain loop each: were a choice made within it, the compiler would keep the sums in memory as well, and write
+        // them there in every step.
+        match first {
+            First::Zero => finish(&sums, out, stride, |_, _, sum| sum),
+            First::Output => finish(&sums, out, stride, |target, _, sum| V::load(target).add(sum)),
+            First::Row(row) => finish(&sums, out, stride, |_, column, sum| V::load(row.as_ptr().add(column)).add(sum)),
+        }
+    }
+}
+
+/// Writes what `last` makes of each register of sums; it is told where that goes and in which column of the tile.
+///
+/// # Safety
+/// `out` must hold `MR` rows of `NV` registers, `stride` apart.
+#[inline(always)]
+unsafe fn finish<V: Vector, const MR: usize, const NV: usize>(
+    sums: &[[V; NV]; MR],
+    out: *mut f32,
+    stride: usize,
+    last: impl Fn(*const f32, usize, V) -> V,
+) {
+    for (i, row) in sums.iter().enumerate() {
+        for (j, sum) in row.iter().enumerate() {
+            // SAFETY: bounds as the caller promises.
+            unsafe {
                 let target = out.add(i * stride + j * V::LANES);
-                match first {
-                    First::Zero => sum.store(target),
-                    First::Output => one.multiply_add(V::load(target), *sum).store(target),
-                    First::Row(row) => one.multiply_add(V::load(row.as_ptr().add(j * V::LANES)), *sum).store(target),
-                }
+                last(target, j * V::LANES, *sum).store(target);
             }
         }
     }

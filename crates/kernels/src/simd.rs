@@ -4,7 +4,7 @@
 //! once for AVX2 + FMA and once for the target's baseline (SSE2, or NEON on ARM), and picks at run time.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::OnceLock;
 
 /// What a kernel body may assume of the processor.
 pub(crate) trait Isa: Copy {
@@ -160,37 +160,45 @@ impl Isa for Portable {
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
 pub enum InstructionSet {
     /// The target's baseline: SSE2 on x86-64, NEON on ARM.
-    Portable = 1,
+    Portable,
     /// AVX2 with FMA.
-    Avx2 = 2,
+    Avx2,
     /// AVX-512 F, BW, DQ and VL.
-    Avx512 = 3,
+    Avx512,
 }
 
-static SELECTED: AtomicU8 = AtomicU8::new(0);
+/// Environment variable that names the widest instruction set to use: `portable`, `avx2` or `avx512`. The same set gives
+/// the same bytes on processors that differ in what else they have.
+pub const LIMIT: &str = "MAMBO_INSTRUCTION_SET";
 
-/// The instruction set in use: the widest that the processor has, unless [`limit_instruction_set`] lowered it.
+/// The instruction set in use: the widest that the processor has, up to [`LIMIT`]; settled at the first call.
+///
+/// # Panics
+/// If [`limit`] fails.
 pub fn instruction_set() -> InstructionSet {
-    match SELECTED.load(Ordering::Relaxed) {
-        1 => InstructionSet::Portable,
-        2 => InstructionSet::Avx2,
-        3 => InstructionSet::Avx512,
-        _ => {
-            let found = detect();
-            SELECTED.store(found as u8, Ordering::Relaxed);
-            found
-        }
-    }
+    static SELECTED: OnceLock<InstructionSet> = OnceLock::new();
+    *SELECTED.get_or_init(|| match limit() {
+        Ok(limit) => detect().min(limit),
+        Err(reason) => panic!("{reason}"),
+    })
 }
 
-/// Uses at most `limit` from now on (for comparing the code paths); returns what is used.
-pub fn limit_instruction_set(limit: InstructionSet) -> InstructionSet {
-    let chosen = detect().min(limit);
-    SELECTED.store(chosen as u8, Ordering::Relaxed);
-    chosen
+/// What [`LIMIT`] asks for; the widest if it is not set.
+///
+/// # Errors
+/// If it is set to something else than a name of an instruction set.
+pub fn limit() -> Result<InstructionSet, String> {
+    let Some(name) = std::env::var_os(LIMIT) else {
+        return Ok(InstructionSet::Avx512);
+    };
+    match name.to_str() {
+        Some("portable") => Ok(InstructionSet::Portable),
+        Some("avx2") => Ok(InstructionSet::Avx2),
+        Some("avx512") => Ok(InstructionSet::Avx512),
+        _ => Err(format!("{LIMIT} is {name:?}, expected portable, avx2 or avx512")),
+    }
 }
 
 fn detect() -> InstructionSet {

@@ -6,6 +6,8 @@
 
 #[path = "common/golden_file.rs"]
 mod golden_file;
+#[path = "common/instruction_sets.rs"]
+mod instruction_sets;
 #[path = "common/numbers.rs"]
 mod numbers;
 
@@ -139,14 +141,8 @@ fn the_length_of_half_a_minute_equals_the_definition() {
 }
 
 #[test]
-fn every_instruction_set_equals_the_definition() {
-    use mambo_kernels::simd::{InstructionSet, limit_instruction_set};
-    let attention = Attention { batch: 2, padding: &[0, 70], ..causal(150, 2, 20) };
-    for set in [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512] {
-        limit_instruction_set(set);
-        Case::new(attention, 2).check(1e-5);
-    }
-    limit_instruction_set(InstructionSet::Avx512);
+fn every_instruction_set_obeys_these_laws() {
+    instruction_sets::repeat_without("every_instruction_set_obeys_these_laws", mambo_kernels::simd::LIMIT);
 }
 
 #[test]

@@ -6,6 +6,8 @@
 
 #[path = "common/golden_file.rs"]
 mod golden_file;
+#[path = "common/instruction_sets.rs"]
+mod instruction_sets;
 #[path = "common/numbers.rs"]
 mod numbers;
 
@@ -16,10 +18,6 @@ use numbers::{distance, uniform, wide};
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use std::sync::RwLock;
-
-/// Held while an instruction set is tried out, and read by the tests that compare bytes.
-static INSTRUCTION_SET: RwLock<()> = RwLock::new(());
 
 const PRECISION: MatrixPrecision = MatrixPrecision::F32;
 
@@ -295,19 +293,12 @@ fn padding_leaves_states_and_real_frames_as_without_it() {
 }
 
 #[test]
-fn every_instruction_set_agrees_with_the_recurrence() {
-    use mambo_kernels::simd::{InstructionSet, limit_instruction_set};
-    let _alone = INSTRUCTION_SET.write().unwrap();
-    for set in [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512] {
-        limit_instruction_set(set);
-        Case::new(config(72, 10, 4, 48), 2, 101, 5).check(2e-5);
-    }
-    limit_instruction_set(InstructionSet::Avx512);
+fn every_instruction_set_obeys_these_laws() {
+    instruction_sets::repeat_without("every_instruction_set_obeys_these_laws", mambo_kernels::simd::LIMIT);
 }
 
 #[test]
 fn saved_values_only_save_time() {
-    let _same = INSTRUCTION_SET.read().unwrap();
     let case = Case::new(config(64, 16, 4, 32), 2, 75, 11);
     let forward = case.forward();
     assert_eq!(gradients(case.backward(Some(&forward))), gradients(case.backward(None)));
@@ -315,7 +306,6 @@ fn saved_values_only_save_time() {
 
 #[test]
 fn thread_count_cannot_change_a_byte() {
-    let _same = INSTRUCTION_SET.read().unwrap();
     let case = Case::new(config(200, 16, 8, 32), 3, 90, 12);
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -343,7 +333,6 @@ proptest! {
 
     #[test]
     fn chunk_length_never_changes_the_result(frames in 1usize..90, chunk in 1usize..100, seed in any::<u64>()) {
-        let _same = INSTRUCTION_SET.read().unwrap();
         let case = Case::new(config(48, 8, 2, 16), 2, frames, seed);
         let other = Case { config: Mamba1Config { chunk, ..case.config }, ..Case::new(case.config, 2, frames, seed) };
         let (a, b) = (case.forward(), other.forward());

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/instruction_sets.rs"]
+mod instruction_sets;
 #[path = "common/numbers.rs"]
 mod numbers;
 
@@ -241,13 +243,8 @@ fn chunked_equals_the_recurrence_at_working_sizes() {
 }
 
 #[test]
-fn every_instruction_set_agrees_with_the_recurrence() {
-    use mambo_kernels::simd::{InstructionSet, limit_instruction_set};
-    for set in [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512] {
-        limit_instruction_set(set);
-        Case::new(config(32, 40, 2, 1, 48), 2, 101, 5).check(2e-5);
-    }
-    limit_instruction_set(InstructionSet::Avx512);
+fn every_instruction_set_obeys_these_laws() {
+    instruction_sets::repeat_without("every_instruction_set_obeys_these_laws", mambo_kernels::simd::LIMIT);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! One training step of a Mamba-2 language model, timed: the size of the PyTorch peer's default.
 //!
-//!     cargo run --release -p mambo-model --example train_step -- [layers] [width] [state] [batch] [frames] [chunk] [ff]
+//!     cargo run --release -p mambo-model --example train_step -- [layers] [width] [state] [batch] [frames] [chunk] [ff] \
+//!         [steps] [bf16]
 #![allow(clippy::print_stdout)]
 
 use std::time::Instant;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use mambo_kernels::bf16_product::{MatrixPrecision, bf16_unavailable};
 use mambo_kernels::mamba2::Mamba2Config;
 use mambo_kernels::optimizer::{AdamW, Trained};
 use mambo_model::device;
@@ -129,10 +131,11 @@ impl Model {
         targets: Vec<i32>,
         batch: usize,
         step: u64,
+        precision: MatrixPrecision,
         device: &Device,
     ) -> (f32, [f64; 3]) {
         let start = Instant::now();
-        let (loss, leaves) = self.loss(tokens, targets, batch, device);
+        let (loss, leaves) = ops::with_precision(precision, || self.loss(tokens, targets, batch, device));
         let value = loss.clone().into_scalar::<f32>();
         let forward = start.elapsed().as_secs_f64();
         let mut gradients = loss.backward();
@@ -177,8 +180,12 @@ fn main() {
     mambo_kernels::memory::keep_freed_memory();
     let mut model = Model::new(layers, width, state, chunk, argument(6, 0) > 0);
     let count: usize = model.parameters.iter().map(|p| p.values.len()).sum();
+    let precision = if argument(8, 0) > 0 { MatrixPrecision::Bf16 } else { MatrixPrecision::F32 };
+    if let (MatrixPrecision::Bf16, Some(reason)) = (precision, bf16_unavailable()) {
+        println!("bf16 products compute in f32: {reason}");
+    }
     println!(
-        "{count} parameters, {:?}, {} threads",
+        "{count} parameters, {precision:?}, {:?}, {} threads",
         mambo_kernels::simd::instruction_set(),
         rayon::current_num_threads()
     );
@@ -190,7 +197,7 @@ fn main() {
     let device = device::cpu_training();
     let mut times = Vec::new();
     for step in 1..=argument(7, 9) as u64 {
-        let (loss, parts) = model.train(&rows(0), rows(1), batch, step, &device);
+        let (loss, parts) = model.train(&rows(0), rows(1), batch, step, precision, &device);
         let total: f64 = parts.iter().sum();
         println!(
             "step {step}: loss {loss:.4}, forward {:.3} s, backward {:.3} s, optimizer {:.3} s, total {total:.3} s",

@@ -103,7 +103,7 @@ impl Lm {
             let layers = self.stack.start(text.batch, Some(&memory));
             return LmState { layers, positions: vec![0; text.batch], told };
         }
-        let first: Vec<i64> = padding.iter().map(|&padding| -(padding as i64)).collect();
+        let first = text.first_positions();
         let x_btd = self.ends.place(text_bld, &first);
         let fresh = Some(self.stack.start(text.batch, None));
         let (_, layers) = self.stack.forward(x_btd, &padding, None, fresh, &mut Dropout::off());

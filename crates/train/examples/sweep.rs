@@ -22,6 +22,10 @@ use serde::Serialize;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How often all experiments in turn are timed, and over how many steps.
+const TURNS: u64 = 3;
+const TIMED_STEPS: u64 = 8;
+
 /// One finished run.
 #[derive(Debug, Clone, Serialize)]
 struct Finished {
@@ -93,21 +97,28 @@ fn main() -> Result<()> {
         arguments[1].split(',').map(str::parse).collect::<Result<_, _>>().context("RATES: numbers with commas")?;
     let steps: u64 = arguments[2].parse().context("STEPS of the sweep: a whole number")?;
     let seeds: u64 = arguments[3].parse().context("SEEDS: a whole number")?;
+    let read = |file: &String| LmExperiment::read(Path::new(file));
+    let experiments = arguments[4..].iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    // Timed first and in turns, so that what else the machine does falls on all alike.
+    let mut seconds = vec![Vec::new(); experiments.len()];
+    for turn in 1..=TURNS {
+        for (seconds, experiment) in seconds.iter_mut().zip(&experiments) {
+            seconds.push(trained(experiment, &out.join("speed"), rates[0], turn, TIMED_STEPS)?.seconds_per_step);
+        }
+    }
     let mut contenders = Vec::new();
-    for file in &arguments[4..] {
-        let experiment = LmExperiment::read(Path::new(file))?;
+    for (experiment, seconds) in experiments.iter().zip(seconds) {
         let budget = experiment.budget()?;
-        let short = |&rate: &f64| trained(&experiment, &out, rate, 1, steps);
+        let short = |&rate: &f64| trained(experiment, &out, rate, 1, steps);
         let sweep = rates.iter().map(short).collect::<Result<Vec<_>>>()?;
         let best_rate = sweep.iter().min_by(|a, b| a.last().total_cmp(&b.last())).context("no rates")?.rate;
-        let whole = |seed| trained(&experiment, &out, best_rate, seed, experiment.train.steps);
+        let whole = |seed| trained(experiment, &out, best_rate, seed, experiment.train.steps);
         let runs = (1..=seeds).map(whole).collect::<Result<Vec<_>>>()?;
-        let times: Vec<f64> = sweep.iter().chain(&runs).map(|run| run.seconds_per_step).collect();
         contenders.push(Contender {
             name: experiment.name.clone(),
             parameters: budget.parameters.total,
             flops_per_step: budget.training.flops_per_step,
-            seconds_per_step: median(times),
+            seconds_per_step: median(seconds),
             best_rate,
             sweep,
             runs,

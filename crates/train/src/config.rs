@@ -155,8 +155,10 @@ impl LmExperiment {
     /// Reads and checks an experiment file.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
         let experiment: Self = read_toml(path)?;
-        experiment.validate()?;
-        Ok(experiment)
+        match experiment.validate() {
+            Ok(()) => Ok(experiment),
+            Err(source) => Err(TrainError::File { path: path.to_owned(), source: Box::new(source) }),
+        }
     }
 
     /// Checks every range.

@@ -40,6 +40,14 @@ pub enum TrainError {
         /// What would do.
         expected: &'static str,
     },
+    /// An experiment file whose settings cannot be.
+    #[error("{path}: {source}")]
+    File {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: Box<Self>,
+    },
     /// The model's sizes cannot be.
     #[error("experiment: {0}")]
     Model(#[from] LmConfigError),

@@ -171,15 +171,15 @@ pub(crate) struct Piece {
     pub(crate) heads: usize,
 }
 
-/// Splits the scan into enough pieces for the threads; returns them and the pieces per group.
+/// Splits the scan into pieces for the threads; returns them and the pieces per group.
 ///
-/// Heads of a group share the sums of dB and dC, so a group is split only when sequences and groups are too few.
+/// Heads of a group share B, C and their products, which every piece computes anew: as much work as another head. Of all
+/// even splits the one with the least work on the busiest thread is taken.
 pub(crate) fn pieces(config: &Mamba2Config, batch: usize) -> (Vec<Piece>, usize) {
     let heads = config.heads_per_group();
-    let wanted = 2 * rayon::current_num_threads();
-    let parts = (1..=heads)
-        .find(|&parts| heads.is_multiple_of(parts) && batch * config.groups * parts >= wanted)
-        .unwrap_or(heads);
+    let threads = rayon::current_num_threads();
+    let work = |parts: &usize| (batch * config.groups * parts).div_ceil(threads) * (heads / parts + 1);
+    let parts = (1..=heads).filter(|&parts| heads.is_multiple_of(parts)).min_by_key(work).unwrap_or(1);
     let mut list = Vec::with_capacity(batch * config.groups * parts);
     for sequence in 0..batch {
         for group in 0..config.groups {

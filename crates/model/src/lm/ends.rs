@@ -169,7 +169,7 @@ impl Ends {
             StackInput { x_btd, padding: Vec::new(), memory: Some(memory), text_bld, columns }
         } else {
             let padding = text.padding();
-            let first: Vec<i64> = padding.iter().map(|&padding| -(padding as i64)).collect();
+            let first = text.first_positions();
             let x_btd = self.place(Tensor::cat(vec![text_bld.clone(), x_btd], 1), &first);
             StackInput { x_btd, padding, memory: None, text_bld, columns }
         }

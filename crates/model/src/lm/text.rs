@@ -59,6 +59,11 @@ impl TextBatch {
         Self { batch, length, states, text, null }
     }
 
+    /// Where each clip's row begins when its first token stands at position 0: before it, by its padding.
+    pub(super) fn first_positions(&self) -> Vec<i64> {
+        self.padding().into_iter().map(|padding| -(padding as i64)).collect()
+    }
+
     /// Places before the first token of each clip.
     pub(super) fn padding(&self) -> Vec<usize> {
         let nulls = self.null.len() / (self.batch * self.length);
