@@ -10,6 +10,7 @@ pub mod activation;
 pub mod attention;
 pub mod bf16_product;
 mod causal_conv;
+pub mod conv1d;
 pub mod cross_entropy;
 pub mod depthwise;
 pub mod dropout;
@@ -25,6 +26,7 @@ mod plain;
 mod sequences;
 pub mod simd;
 mod small_gemm;
+pub mod snake;
 mod threads;
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::small_gemm::transpose_body;
 use rayon::prelude::*;
 use std::cell::Cell;
 
-/// A matrix in a slice, row-major or the transpose of a row-major one.
+/// A matrix in a slice: row-major, the transpose of a row-major one, or windows that may overlap.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     values: &'a [f32],
@@ -19,6 +19,10 @@ pub struct Matrix<'a> {
     column_stride: usize,
     rows: usize,
     columns: usize,
+    /// Columns that lie side by side; all of them unless it is made of windows.
+    run: usize,
+    /// From one run of a row to the next.
+    run_stride: usize,
 }
 
 impl<'a> Matrix<'a> {
@@ -28,16 +32,42 @@ impl<'a> Matrix<'a> {
     /// If the length is not `rows * columns`.
     pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns, "matrix of {rows} x {columns}");
-        Self { values, row_stride: columns, column_stride: 1, rows, columns }
+        Self { values, row_stride: columns, column_stride: 1, rows, columns, run: columns, run_stride: columns }
+    }
+
+    /// Rows `row_stride` apart, each of `runs` runs of `run` values that begin `run_stride` apart: what a convolution
+    /// reads, without a copy of it.
+    ///
+    /// # Panics
+    /// If the last row ends beyond the values.
+    pub fn windows(
+        values: &'a [f32],
+        rows: usize,
+        row_stride: usize,
+        [runs, run, run_stride]: [usize; 3],
+    ) -> Self {
+        let columns = runs * run;
+        if rows > 0 && columns > 0 {
+            let end = (rows - 1) * row_stride + (runs - 1) * run_stride + run;
+            assert!(end <= values.len(), "windows end at {end}, of {} values", values.len());
+        }
+        // Runs that touch are one.
+        let run = if run == run_stride { columns } else { run };
+        Self { values, row_stride, column_stride: 1, rows, columns, run, run_stride }
     }
 
     /// The transpose, without moving anything.
+    ///
+    /// # Panics
+    /// If it is made of windows in several runs.
     pub fn turned(self) -> Self {
+        assert_eq!(self.run, self.columns, "the transpose of windows");
         Self {
             row_stride: self.column_stride,
             column_stride: self.row_stride,
             rows: self.columns,
             columns: self.rows,
+            run: self.rows,
             ..self
         }
     }
@@ -55,6 +85,7 @@ impl<'a> Matrix<'a> {
     /// The values, and how far apart they lie from row to row and from column to column; one of both is 1.
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     pub(crate) fn strides(&self) -> (&'a [f32], usize, usize) {
+        assert_eq!(self.run, self.columns, "the strides of windows");
         (self.values, self.row_stride, self.column_stride)
     }
 }
@@ -121,6 +152,7 @@ pub(crate) fn with_buffer<T: Clone, R>(
 pub fn multiply(left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], start: Start<'_>) {
     let (rows, depth, columns) = (left.rows, left.columns, right.columns);
     assert_eq!(depth, right.rows, "product: inner sizes");
+    assert_eq!(right.run, right.columns, "product: windows on the right");
     assert_eq!(out.len(), rows * columns, "product: output");
     if let Start::Row(row) = start {
         assert_eq!(row.len(), columns, "product: starting row");
@@ -218,7 +250,7 @@ fn pack_strips<I: Isa, const MR: usize>(
     target: &mut [f32],
 ) {
     let strips = height.div_ceil(MR);
-    if left.row_stride == 1 {
+    if left.row_stride == 1 && left.run == left.columns {
         // Along the rows of the source, so that each of its cache lines is read once.
         for step in 0..depth {
             if from + step + AHEAD < left.columns {
@@ -240,7 +272,14 @@ fn pack_strips<I: Isa, const MR: usize>(
     for (strip, target) in target.chunks_exact_mut(depth * MR).take(strips).enumerate() {
         let row = first + strip * MR;
         let rows = MR.min(first + height - row);
-        transpose_body::<I>(rows, depth, &left.values[row * left.row_stride + from..], left.row_stride, target, MR);
+        let mut step = 0;
+        while step < depth {
+            let (run, offset) = ((from + step) / left.run, (from + step) % left.run);
+            let count = (left.run - offset).min(depth - step);
+            let source = &left.values[row * left.row_stride + run * left.run_stride + offset..];
+            transpose_body::<I>(rows, count, source, left.row_stride, &mut target[step * MR..], MR);
+            step += count;
+        }
         if rows < MR {
             for line in target.chunks_exact_mut(MR) {
                 line[rows..].fill(0.0);
