@@ -1,4 +1,4 @@
-//! SiLU and exact GELU, alone or after adding a bias row; the bias alone; residual addition.
+//! SiLU and GELU, exact and approximate, alone or after adding a bias row; the bias alone; residual addition.
 
 use crate::simd::{Isa, fused, normal, sigmoid, simd_fn};
 use crate::threads::sum_rows;
@@ -18,6 +18,8 @@ pub enum Activation {
     Silu,
     /// x times the normal distribution's probability of less than x (Hendrycks and Gimpel, arXiv:1606.08415), exact.
     Gelu,
+    /// The approximation of GELU by a hyperbolic tangent, `gelu_new` of published models.
+    GeluTanh,
 }
 
 impl Activation {
@@ -93,6 +95,12 @@ impl Activation {
                 let (probability, density) = plain_normal(x);
                 (x * probability, probability + x * density)
             }
+            Self::GeluTanh => {
+                let root = (2.0 / std::f64::consts::PI).sqrt();
+                let tangent = (root * (x + 0.044_715 * x.powi(3))).tanh();
+                let slope = root * (1.0 + 3.0 * 0.044_715 * x * x) * (1.0 - tangent * tangent);
+                (0.5 * x * (1.0 + tangent), 0.5 * (1.0 + tangent) + 0.5 * x * slope)
+            }
         }
     }
 }
@@ -137,12 +145,14 @@ fn apply_body<I: Isa>(activation: Activation, x: &[f32], bias: Option<&[f32]>, o
                 Activation::Identity => (0..length).for_each(|c| out[c] = x[c] + bias[c]),
                 Activation::Silu => (0..length).for_each(|c| out[c] = silu::<I>(x[c] + bias[c])),
                 Activation::Gelu => (0..length).for_each(|c| out[c] = gelu::<I>(x[c] + bias[c])),
+                Activation::GeluTanh => (0..length).for_each(|c| out[c] = gelu_tanh::<I>(x[c] + bias[c])),
             }
         }
         None => match activation {
             Activation::Identity => out.copy_from_slice(x),
             Activation::Silu => (0..length).for_each(|c| out[c] = silu::<I>(x[c])),
             Activation::Gelu => (0..length).for_each(|c| out[c] = gelu::<I>(x[c])),
+            Activation::GeluTanh => (0..length).for_each(|c| out[c] = gelu_tanh::<I>(x[c])),
         },
     }
 }
@@ -170,6 +180,9 @@ fn apply_backward_body<I: Isa>(
                 Activation::Identity => d_x.copy_from_slice(d_out),
                 Activation::Silu => (0..length).for_each(|c| d_x[c] = d_out[c] * silu_slope::<I>(x[c] + bias[c])),
                 Activation::Gelu => (0..length).for_each(|c| d_x[c] = d_out[c] * gelu_slope::<I>(x[c] + bias[c])),
+                Activation::GeluTanh => {
+                    (0..length).for_each(|c| d_x[c] = d_out[c] * gelu_tanh_slope::<I>(x[c] + bias[c]))
+                }
             }
             for (sum, value) in sums[..length].iter_mut().zip(d_x) {
                 *sum += *value;
@@ -179,6 +192,7 @@ fn apply_backward_body<I: Isa>(
             Activation::Identity => d_x.copy_from_slice(d_out),
             Activation::Silu => (0..length).for_each(|c| d_x[c] = d_out[c] * silu_slope::<I>(x[c])),
             Activation::Gelu => (0..length).for_each(|c| d_x[c] = d_out[c] * gelu_slope::<I>(x[c])),
+            Activation::GeluTanh => (0..length).for_each(|c| d_x[c] = d_out[c] * gelu_tanh_slope::<I>(x[c])),
         },
     }
 }
@@ -203,6 +217,26 @@ fn gelu<I: Isa>(x: f32) -> f32 {
 fn gelu_slope<I: Isa>(x: f32) -> f32 {
     let (probability, density) = normal::<I>(x);
     fused::<I>(x, density, probability)
+}
+
+/// Twice the tangent's argument, and its slope: with t = sqrt(2 / pi) (x + 0.044715 x^3), 0.5 (1 + tanh t) = sigmoid(2 t).
+#[inline(always)]
+fn twice_angle<I: Isa>(x: f32) -> [f32; 2] {
+    const ROOT: f32 = 1.595_769_2; // 2 sqrt(2 / pi)
+    let square = x * x;
+    [ROOT * x * fused::<I>(square, 0.044_715, 1.0), ROOT * fused::<I>(square, 3.0 * 0.044_715, 1.0)]
+}
+
+#[inline(always)]
+fn gelu_tanh<I: Isa>(x: f32) -> f32 {
+    x * sigmoid::<I>(twice_angle::<I>(x)[0])
+}
+
+#[inline(always)]
+fn gelu_tanh_slope<I: Isa>(x: f32) -> f32 {
+    let [angle, slope] = twice_angle::<I>(x);
+    let gate = sigmoid::<I>(angle);
+    gate * fused::<I>(x * slope, 1.0 - gate, 1.0)
 }
 
 /// Sums of the columns of `values` in rows of `width`, in a fixed order: the gradient of a bias.
@@ -237,7 +271,7 @@ mod tests {
     fn values_and_slopes_match_the_definition() {
         let x: Vec<f32> = (-900..900).map(|i| i as f32 * 0.01).collect();
         let bias: Vec<f32> = (0..60).map(|i| (i as f32 * 0.7).sin()).collect();
-        for activation in [Activation::Identity, Activation::Silu, Activation::Gelu] {
+        for activation in [Activation::Identity, Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
             for bias in [None, Some(bias.as_slice())] {
                 let out = activation.forward(&x, bias);
                 let d_out: Vec<f32> = (0..x.len()).map(|i| (i as f32 * 0.3).cos()).collect();

@@ -107,8 +107,7 @@ mod tiles {
     pub(super) fn unit() -> Option<Unit> {
         static UNIT: std::sync::OnceLock<Option<Unit>> = std::sync::OnceLock::new();
         *UNIT.get_or_init(|| {
-            let pairs = instruction_set() == InstructionSet::Avx512
-                && is_x86_feature_detected!("avx512bf16");
+            let pairs = instruction_set() == InstructionSet::Avx512 && is_x86_feature_detected!("avx512bf16");
             pairs.then(|| if tiles_granted() { Unit::Tiles } else { Unit::Pairs })
         })
     }

@@ -40,12 +40,7 @@ impl<'a> Matrix<'a> {
     ///
     /// # Panics
     /// If the last row ends beyond the values.
-    pub fn windows(
-        values: &'a [f32],
-        rows: usize,
-        row_stride: usize,
-        [runs, run, run_stride]: [usize; 3],
-    ) -> Self {
+    pub fn windows(values: &'a [f32], rows: usize, row_stride: usize, [runs, run, run_stride]: [usize; 3]) -> Self {
         let columns = runs * run;
         if rows > 0 && columns > 0 {
             let end = (rows - 1) * row_stride + (runs - 1) * run_stride + run;
@@ -145,18 +140,97 @@ pub(crate) fn with_buffer<T: Clone, R>(
     result
 }
 
+/// A right side packed once for many products.
+#[derive(Clone, Debug)]
+pub struct Panels {
+    depth: usize,
+    columns: usize,
+    packed: Vec<f32>,
+}
+
+impl Panels {
+    /// Packs a matrix.
+    pub fn new(right: Matrix<'_>) -> Self {
+        let mut packed = vec![0.0; packed_size(right)];
+        pack(right, rayon::current_num_threads(), &mut packed);
+        Self { depth: right.rows, columns: right.columns, packed }
+    }
+
+    /// Number of rows of the matrix.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Number of columns of the matrix.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// As [`multiply`] with this right side.
+    ///
+    /// # Panics
+    /// If the sizes do not fit.
+    pub fn multiply(&self, left: Matrix<'_>, out: &mut [f32], start: Start<'_>) {
+        check(left, self.depth, self.columns, out, start);
+        multiply_packed(left, self.columns, threads_for(left, self.columns), &self.packed, out, start);
+    }
+}
+
 /// `out = start + left right`, `out` row-major.
 ///
 /// # Panics
 /// If the sizes do not fit.
 pub fn multiply(left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], start: Start<'_>) {
-    let (rows, depth, columns) = (left.rows, left.columns, right.columns);
-    assert_eq!(depth, right.rows, "product: inner sizes");
-    assert_eq!(right.run, right.columns, "product: windows on the right");
-    assert_eq!(out.len(), rows * columns, "product: output");
+    check(left, right.rows, right.columns, out, start);
+    let threads = threads_for(left, right.columns);
+    with_buffer(&RIGHT, packed_size(right), 0.0, |packed| {
+        pack(right, threads, packed);
+        multiply_packed(left, right.columns, threads, packed, out, start);
+    });
+}
+
+fn check(left: Matrix<'_>, depth: usize, columns: usize, out: &[f32], start: Start<'_>) {
+    assert_eq!(left.columns, depth, "product: inner sizes");
+    assert_eq!(out.len(), left.rows * columns, "product: output");
     if let Start::Row(row) = start {
         assert_eq!(row.len(), columns, "product: starting row");
     }
+}
+
+fn threads_for(left: Matrix<'_>, columns: usize) -> usize {
+    if left.rows * left.columns * columns < PARALLEL_SIZE { 1 } else { rayon::current_num_threads() }
+}
+
+/// Values of a packed right side.
+fn packed_size(right: Matrix<'_>) -> usize {
+    right.rows * right.columns.next_multiple_of(tile_size().1)
+}
+
+fn pack(right: Matrix<'_>, threads: usize, packed: &mut [f32]) {
+    assert_eq!(right.run, right.columns, "product: windows on the right");
+    let (_, tile_columns) = tile_size();
+    let pack = |(panel, target): (usize, &mut [f32])| {
+        let first = panel * tile_columns;
+        pack_panel(right, first, tile_columns.min(right.columns - first), target);
+    };
+    let panel_size = (right.rows * tile_columns).max(1);
+    if threads == 1 {
+        packed.chunks_exact_mut(panel_size).enumerate().for_each(pack);
+    } else {
+        packed.par_chunks_exact_mut(panel_size).enumerate().for_each(pack);
+    }
+}
+
+/// The product by a packed right side.
+fn multiply_packed(
+    left: Matrix<'_>,
+    columns: usize,
+    threads: usize,
+    packed: &[f32],
+    out: &mut [f32],
+    start: Start<'_>,
+) {
+    let (rows, depth) = (left.rows, left.columns);
     if out.is_empty() {
         return;
     }
@@ -168,36 +242,20 @@ pub fn multiply(left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], start: Sta
         }
         return;
     }
-    let (tile_rows, tile_columns) = tile_size();
-    let panels = columns.div_ceil(tile_columns);
-    let threads = if rows * depth * columns < PARALLEL_SIZE { 1 } else { rayon::current_num_threads() };
     // Equal blocks, a multiple of the threads, none above the limit.
     let blocks = threads * rows.div_ceil(threads * MOST_ROWS);
-    let block_rows = rows.div_ceil(blocks).next_multiple_of(tile_rows);
-    with_buffer(&RIGHT, depth * panels * tile_columns, 0.0, |packed| {
-        let pack = |(panel, target): (usize, &mut [f32])| {
-            let first = panel * tile_columns;
-            pack_panel(right, first, tile_columns.min(columns - first), target);
-        };
-        let panel_size = depth * tile_columns;
-        if threads == 1 {
-            packed.chunks_exact_mut(panel_size).enumerate().for_each(pack);
-        } else {
-            packed.par_chunks_exact_mut(panel_size).enumerate().for_each(pack);
-        }
-        let packed = &*packed;
-        let work = |(block, out): (usize, &mut [f32])| {
-            let height = out.len() / columns;
-            with_buffer(&LEFT, block_rows * DEPTH, 0.0, |strips| {
-                multiply_block(left, block * block_rows, height, packed, columns, start, strips, out)
-            });
-        };
-        if threads == 1 {
-            out.chunks_mut(block_rows * columns).enumerate().for_each(work);
-        } else {
-            out.par_chunks_mut(block_rows * columns).enumerate().for_each(work);
-        }
-    });
+    let block_rows = rows.div_ceil(blocks).next_multiple_of(tile_size().0);
+    let work = |(block, out): (usize, &mut [f32])| {
+        let height = out.len() / columns;
+        with_buffer(&LEFT, block_rows * DEPTH, 0.0, |strips| {
+            multiply_block(left, block * block_rows, height, packed, columns, start, strips, out)
+        });
+    };
+    if threads == 1 {
+        out.chunks_mut(block_rows * columns).enumerate().for_each(work);
+    } else {
+        out.par_chunks_mut(block_rows * columns).enumerate().for_each(work);
+    }
 }
 
 simd_fn! {
@@ -513,6 +571,9 @@ mod tests {
                     for (case, start) in [Start::Zero, Start::Output, Start::Row(&row)].into_iter().enumerate() {
                         let mut out = before.clone();
                         multiply(left, right, &mut out, start);
+                        let mut by_panels = before.clone();
+                        Panels::new(right).multiply(left, &mut by_panels, start);
+                        assert_eq!(out, by_panels);
                         for (i, value) in out.iter().enumerate() {
                             let first = [0.0, before[i], row[i % n]][case];
                             let expected = product[i] + f64::from(first);

@@ -73,7 +73,7 @@ fn bend_body<I: Isa>(alpha: &[f32], inverse: &[f32], frame: &mut [f32]) {
 fn sine_within_half_turns<I: Isa>(x: f32) -> f32 {
     const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
     // The first two have few enough bits that their products with the integer are exact.
-    const PI: [f32; 3] = [3.140_625, 9.675_025_9e-4, 1.509_958e-7];
+    const PI: [f32; 3] = [3.140_625, 9.675_026e-4, 1.509_958e-7];
     let half_turns = (x * std::f32::consts::FRAC_1_PI + SHIFT) - SHIFT;
     let rest = PI.iter().fold(x, |rest, part| fused::<I>(-half_turns, *part, rest));
     let square = rest * rest;

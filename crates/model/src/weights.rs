@@ -163,6 +163,11 @@ impl Weights {
         &self.path
     }
 
+    /// The bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Name, element type and shape of every tensor, by name.
     pub fn entries(&self) -> impl Iterator<Item = (&str, String, &[usize])> {
         self.entries.iter().map(|(name, entry)| (name.as_str(), format!("{:?}", entry.element), entry.shape.as_slice()))
@@ -258,6 +263,12 @@ impl Weights {
         };
         let scales = self.f32(&scale_name, &[rows, groups])?;
         Ok(QuantisedRows { columns, groups, values, scales })
+    }
+
+    /// Counts all tensors whose names begin with `prefix` as read: parts of a larger model that are not needed.
+    pub fn ignore(&self, prefix: &str) {
+        let others = self.entries.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));
+        others.for_each(|(_, entry)| entry.used.store(true, Ordering::Relaxed));
     }
 
     /// Requires that every tensor of the file has been read.

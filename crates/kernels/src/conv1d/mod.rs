@@ -3,7 +3,7 @@
 
 pub mod plain;
 
-use crate::linear::{Matrix, Start, multiply};
+use crate::linear::{Matrix, Panels, Start};
 use crate::simd::{Isa, dot, simd_fn};
 use crate::small_gemm::{Left, multiply as multiply_small};
 use rayon::prelude::*;
@@ -17,10 +17,17 @@ const NARROW: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Conv1d {
     sizes: ConvSizes,
-    /// `[groups, taps * inputs / groups, outputs / groups]`
-    weight: Vec<f32>,
+    weight: Weight,
     /// `[outputs]`
     bias: Vec<f32>,
+}
+
+#[derive(Clone, Debug)]
+enum Weight {
+    /// One group and more outputs than [`NARROW`]: `[taps * inputs, outputs]`.
+    Packed(Panels),
+    /// `[groups, taps * inputs / groups, outputs / groups]`
+    Plain(Vec<f32>),
 }
 
 /// Sizes of a convolution.
@@ -90,7 +97,13 @@ impl Conv1d {
                 }
             }
         }
-        Self { sizes, weight: turned, bias: bias.to_vec() }
+        let wide = sizes.groups == 1 && sizes.outputs > NARROW;
+        let weight = if wide {
+            Weight::Packed(Panels::new(Matrix::new(&turned, sizes.taps * sizes.inputs, sizes.outputs)))
+        } else {
+            Weight::Plain(turned)
+        };
+        Self { sizes, weight, bias: bias.to_vec() }
     }
 
     /// Its sizes.
@@ -110,21 +123,20 @@ impl Conv1d {
         if frames == 0 {
             return out;
         }
-        if sizes.outputs == 1 && sizes.groups == 1 {
-            self.forward_to_one(x, &mut out);
-        } else if sizes.groups > 1 || sizes.outputs <= NARROW {
-            self.forward_narrow(x, &mut out);
-        } else {
-            let runs = [sizes.taps, sizes.inputs, sizes.dilation * sizes.inputs];
-            let windows = Matrix::windows(x, frames, sizes.stride * sizes.inputs, runs);
-            let weight = Matrix::new(&self.weight, sizes.taps * sizes.inputs, sizes.outputs);
-            multiply(windows, weight, &mut out, Start::Row(&self.bias));
+        match &self.weight {
+            Weight::Packed(panels) => {
+                let runs = [sizes.taps, sizes.inputs, sizes.dilation * sizes.inputs];
+                let windows = Matrix::windows(x, frames, sizes.stride * sizes.inputs, runs);
+                panels.multiply(windows, &mut out, Start::Row(&self.bias));
+            }
+            Weight::Plain(weight) if sizes.outputs == 1 => self.forward_to_one(x, weight, &mut out),
+            Weight::Plain(weight) => self.forward_narrow(x, weight, &mut out),
         }
         out
     }
 
     /// Few outputs: windows are read where they lie.
-    fn forward_narrow(&self, x: &[f32], out: &mut [f32]) {
+    fn forward_narrow(&self, x: &[f32], weight: &[f32], out: &mut [f32]) {
         let sizes = &self.sizes;
         let (inputs, outputs) = (sizes.inputs / sizes.groups, sizes.outputs / sizes.groups);
         // Taps that touch are one.
@@ -138,7 +150,7 @@ impl Conv1d {
                 for tap in 0..runs {
                     let from = first + tap * sizes.dilation * sizes.inputs + group * inputs;
                     let left = Left::rows(&x[from..], sizes.stride * sizes.inputs);
-                    let weight = &self.weight[(group * sizes.taps * inputs + tap * run) * outputs..];
+                    let weight = &weight[(group * sizes.taps * inputs + tap * run) * outputs..];
                     let target = &mut out[group * outputs..];
                     multiply_small(rows, outputs, run, left, weight, outputs, target, sizes.outputs, true);
                 }
@@ -147,11 +159,11 @@ impl Conv1d {
     }
 
     /// One output: a sum of products a tap.
-    fn forward_to_one(&self, x: &[f32], out: &mut [f32]) {
+    fn forward_to_one(&self, x: &[f32], weight: &[f32], out: &mut [f32]) {
         let sizes = &self.sizes;
         out.par_chunks_mut(FRAMES).enumerate().for_each(|(task, out)| {
             let first = task * FRAMES * sizes.stride * sizes.inputs;
-            weigh(sizes, &x[first..], &self.weight, self.bias[0], out);
+            weigh(sizes, &x[first..], weight, self.bias[0], out);
         });
     }
 }

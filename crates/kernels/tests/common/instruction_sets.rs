@@ -4,8 +4,7 @@
 pub fn repeat_without(caller: &str, limit: &str) {
     for set in ["portable", "avx2"] {
         let program = std::env::current_exe().unwrap();
-        let out =
-            std::process::Command::new(program).args(["--skip", caller]).env(limit, set).output();
+        let out = std::process::Command::new(program).args(["--skip", caller]).env(limit, set).output();
         let out = out.unwrap();
         assert!(out.status.success(), "{set}: {}", String::from_utf8_lossy(&out.stdout));
     }

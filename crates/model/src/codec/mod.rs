@@ -1,6 +1,7 @@
 //! Neural codecs: sound to tokens and back.
 
 mod bands;
+pub mod dac;
 mod floor;
 mod flow;
 mod house;

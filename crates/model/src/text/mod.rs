@@ -2,10 +2,12 @@
 //! their states are computed once and stored, never inside a training loop.
 
 pub mod minilm;
+pub mod t5;
 
 use std::path::PathBuf;
 
 pub use minilm::MiniLm;
+pub use t5::T5;
 
 use crate::weights::WeightsError;
 
@@ -54,6 +56,14 @@ pub enum TextError {
     /// The weights do not fit.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// The sizes cannot be read or cannot be.
+    #[error("{path}: not the configuration of a text encoder: {reason}", path = path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The tokenizer cannot be read or is not of the expected kind.
     #[error("{path}: cannot use the tokenizer: {reason}; copy it again from the model folder", path = path.display())]
     Tokenizer {

@@ -1,0 +1,231 @@
+//! The Descript Audio Codec (Kumar et al., arXiv:2306.06546), whose first level the papers' language models speak.
+//!
+//! Convolutions down to one latent a token, residual quantisation in 8 dimensions, convolutions back up. Every output
+//! depends on a bounded stretch of input, so long files go through in windows that give the same numbers as the whole.
+
+mod config;
+mod layers;
+mod published;
+mod quantizer;
+mod stream;
+
+use std::path::{Path, PathBuf};
+
+use layers::{Decoder, Encoder};
+use published::Published;
+use quantizer::Quantizer;
+
+pub use config::DacConfig;
+pub use stream::DacStream;
+
+use super::Codec;
+use crate::checkpoint::CheckpointError;
+use crate::tokens::{CodecSpec, CodecTokens};
+use crate::weights::{Weights, WeightsError};
+
+/// Tokens encoded or decoded at a time: memory, and little else, grows with it.
+const WINDOW: usize = 256;
+/// File of the sizes.
+const CONFIG_FILE: &str = "config.json";
+/// File of the weights, in the layout of Hugging Face.
+const WEIGHTS_FILE: &str = "model.safetensors";
+
+/// Where weights come from, by the names of Hugging Face's layout.
+trait Reader {
+    /// The values of a tensor of this shape.
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, DacError>;
+}
+
+impl Reader for &Weights {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, DacError> {
+        Ok(self.f32(name, shape)?)
+    }
+}
+
+/// Why a DAC could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DacError {
+    /// The sizes cannot be read.
+    #[error(
+        "{path}: cannot read the codec's sizes: {source}; expected a folder with config.json and model.safetensors"
+    )]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The sizes are no JSON, or some are missing.
+    #[error("{path}: not the configuration of a DAC: {source}")]
+    Json {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: serde_json::Error,
+    },
+    /// Sizes that cannot be.
+    #[error("{path}: {rule}")]
+    Config {
+        /// File.
+        path: PathBuf,
+        /// The rule that they break.
+        rule: &'static str,
+    },
+    /// The original checkpoint does not say its sizes.
+    #[error("{path}: metadata.kwargs.{name} is missing or no size; expected the original weights of a DAC")]
+    Metadata {
+        /// File.
+        path: PathBuf,
+        /// What is missing.
+        name: &'static str,
+    },
+    /// The original checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The weights do not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+}
+
+/// A DAC, ready to use.
+pub struct Dac {
+    config: DacConfig,
+    spec: CodecSpec,
+    encoder: Encoder,
+    quantizer: Quantizer,
+    decoder: Decoder,
+}
+
+impl Dac {
+    /// Opens a folder as Hugging Face has it, `config.json` and `model.safetensors`, or the original `weights.pth`.
+    pub fn load(path: &Path) -> Result<Self, DacError> {
+        if path.is_file() {
+            let (config, mut source) = Published::open(path)?;
+            let codec = Self::read(config, &mut source)?;
+            source.finish()?;
+            return Ok(codec);
+        }
+        let folder = path;
+        let path = folder.join(CONFIG_FILE);
+        let text = std::fs::read(&path).map_err(|source| DacError::Io { path: path.clone(), source })?;
+        let config: DacConfig =
+            serde_json::from_slice(&text).map_err(|source| DacError::Json { path: path.clone(), source })?;
+        if let Some(rule) = config.broken_rule() {
+            return Err(DacError::Config { path, rule });
+        }
+        let weights = Weights::open(&folder.join(WEIGHTS_FILE))?;
+        let codec = Self::read(config, &mut &weights)?;
+        weights.finish()?;
+        Ok(codec)
+    }
+
+    fn read(config: DacConfig, source: &mut dyn Reader) -> Result<Self, DacError> {
+        Ok(Self {
+            encoder: Encoder::read(source, &config)?,
+            quantizer: Quantizer::read(source, &config)?,
+            decoder: Decoder::read(source, &config)?,
+            spec: config.spec(),
+            config,
+        })
+    }
+
+    /// Its sizes.
+    pub fn config(&self) -> &DacConfig {
+        &self.config
+    }
+
+    /// What the encoder makes of mono samples, before quantisation: `[tokens, latent]`.
+    pub fn latents(&self, mono: &[f32]) -> Vec<f32> {
+        let hop = self.config.hop();
+        let tokens = mono.len().div_ceil(hop);
+        let reach = Encoder::reach(&self.config);
+        let mut latents = Vec::with_capacity(tokens * self.config.latent());
+        for window in windows(tokens, reach) {
+            let [from, end] = [window.from * hop, (window.end * hop).min(mono.len())];
+            let mut samples = mono[from..end].to_vec();
+            samples.resize((window.end - window.from) * hop, 0.0);
+            let row = self.config.latent();
+            latents.extend_from_slice(&self.encoder.forward(&samples)[window.kept(row)]);
+        }
+        latents
+    }
+
+    /// Tokens of mono samples, and each level's projection before it chose, `[tokens, levels * codebook_dim]`: what the
+    /// second stage of the papers restores.
+    pub fn encode_with_projections(&self, mono: &[f32]) -> (CodecTokens, Vec<f32>) {
+        let latents = self.latents(mono);
+        let tokens = latents.len() / self.config.latent();
+        let out = self.quantizer.encode(latents);
+        let tokens = CodecTokens::new(self.spec.clone(), out.codes, tokens);
+        (tokens.expect("codes are rows of the codebooks"), out.projections)
+    }
+
+    /// The tokens nearest to projections `[tokens, levels * codebook_dim]` of the first `levels` levels.
+    ///
+    /// # Panics
+    /// If the projections are not whole tokens.
+    pub fn tokens_of(&self, projections: &[f32], levels: usize) -> CodecTokens {
+        let row = levels * self.config.codebook_dim;
+        assert!(projections.len().is_multiple_of(row), "projections must be [tokens, {row}]");
+        let codes = self.quantizer.choose(projections, levels);
+        let spec = CodecSpec { levels, ..self.spec.clone() };
+        CodecTokens::new(spec, codes, projections.len() / row).expect("codes are rows of the codebooks")
+    }
+
+    /// The row of a codebook, `[codebook_dim]`: what stands for a code where projections are wanted.
+    pub fn codebook_row(&self, level: usize, code: u16) -> &[f32] {
+        self.quantizer.row(level, code)
+    }
+
+    /// A running decoder of the first `levels` codebooks.
+    ///
+    /// # Panics
+    /// When `levels` is 0 or more than the codec has.
+    pub fn stream(&self, levels: usize) -> DacStream<'_> {
+        DacStream::new(self, levels)
+    }
+}
+
+impl Codec for Dac {
+    fn spec(&self) -> &CodecSpec {
+        &self.spec
+    }
+
+    fn encode(&self, mono: &[f32]) -> CodecTokens {
+        self.encode_with_projections(mono).0
+    }
+
+    /// The seed changes nothing: this decoder draws no numbers.
+    fn decode(&self, tokens: &CodecTokens, levels: usize, _seed: u64) -> Vec<f32> {
+        let mut stream = self.stream(levels);
+        let mut samples = Vec::with_capacity(tokens.frames * self.config.hop());
+        for t in 0..tokens.frames {
+            samples.extend(stream.push(&tokens.frame(t)));
+        }
+        samples.extend(stream.finish());
+        samples
+    }
+}
+
+/// Tokens to compute, of which those in the middle are kept.
+struct Window {
+    from: usize,
+    end: usize,
+    first_kept: usize,
+    end_kept: usize,
+}
+
+impl Window {
+    /// Where the kept rows lie in what was computed.
+    fn kept(&self, row: usize) -> std::ops::Range<usize> {
+        (self.first_kept - self.from) * row..(self.end_kept - self.from) * row
+    }
+}
+
+/// All `tokens` in windows with `reach` tokens around, as far as there are any.
+fn windows(tokens: usize, reach: usize) -> impl Iterator<Item = Window> {
+    (0..tokens).step_by(WINDOW).map(move |first_kept| {
+        let end_kept = (first_kept + WINDOW).min(tokens);
+        Window { from: first_kept.saturating_sub(reach), end: (end_kept + reach).min(tokens), first_kept, end_kept }
+    })
+}
