@@ -1,6 +1,6 @@
-//! SiLU and GELU, exact and approximate, alone or after adding a bias row; the bias alone; residual addition.
+//! SiLU, GELU, exact and approximate, and ELU, alone or after adding a bias row; the bias alone; residual addition.
 
-use crate::simd::{Isa, fused, normal, sigmoid, simd_fn};
+use crate::simd::{Isa, exp, fused, normal, sigmoid, simd_fn};
 use crate::threads::sum_rows;
 use rayon::prelude::*;
 
@@ -20,6 +20,8 @@ pub enum Activation {
     Gelu,
     /// The approximation of GELU by a hyperbolic tangent, `gelu_new` of published models.
     GeluTanh,
+    /// x where positive, else e^x - 1.
+    Elu,
 }
 
 impl Activation {
@@ -101,6 +103,13 @@ impl Activation {
                 let slope = root * (1.0 + 3.0 * 0.044_715 * x * x) * (1.0 - tangent * tangent);
                 (0.5 * x * (1.0 + tangent), 0.5 * (1.0 + tangent) + 0.5 * x * slope)
             }
+            Self::Elu => {
+                if x > 0.0 {
+                    (x, 1.0)
+                } else {
+                    (x.exp_m1(), x.exp())
+                }
+            }
         }
     }
 }
@@ -146,6 +155,7 @@ fn apply_body<I: Isa>(activation: Activation, x: &[f32], bias: Option<&[f32]>, o
                 Activation::Silu => (0..length).for_each(|c| out[c] = silu::<I>(x[c] + bias[c])),
                 Activation::Gelu => (0..length).for_each(|c| out[c] = gelu::<I>(x[c] + bias[c])),
                 Activation::GeluTanh => (0..length).for_each(|c| out[c] = gelu_tanh::<I>(x[c] + bias[c])),
+                Activation::Elu => (0..length).for_each(|c| out[c] = elu::<I>(x[c] + bias[c])),
             }
         }
         None => match activation {
@@ -153,6 +163,7 @@ fn apply_body<I: Isa>(activation: Activation, x: &[f32], bias: Option<&[f32]>, o
             Activation::Silu => (0..length).for_each(|c| out[c] = silu::<I>(x[c])),
             Activation::Gelu => (0..length).for_each(|c| out[c] = gelu::<I>(x[c])),
             Activation::GeluTanh => (0..length).for_each(|c| out[c] = gelu_tanh::<I>(x[c])),
+            Activation::Elu => (0..length).for_each(|c| out[c] = elu::<I>(x[c])),
         },
     }
 }
@@ -183,6 +194,7 @@ fn apply_backward_body<I: Isa>(
                 Activation::GeluTanh => {
                     (0..length).for_each(|c| d_x[c] = d_out[c] * gelu_tanh_slope::<I>(x[c] + bias[c]))
                 }
+                Activation::Elu => (0..length).for_each(|c| d_x[c] = d_out[c] * elu_slope::<I>(x[c] + bias[c])),
             }
             for (sum, value) in sums[..length].iter_mut().zip(d_x) {
                 *sum += *value;
@@ -193,6 +205,7 @@ fn apply_backward_body<I: Isa>(
             Activation::Silu => (0..length).for_each(|c| d_x[c] = d_out[c] * silu_slope::<I>(x[c])),
             Activation::Gelu => (0..length).for_each(|c| d_x[c] = d_out[c] * gelu_slope::<I>(x[c])),
             Activation::GeluTanh => (0..length).for_each(|c| d_x[c] = d_out[c] * gelu_tanh_slope::<I>(x[c])),
+            Activation::Elu => (0..length).for_each(|c| d_x[c] = d_out[c] * elu_slope::<I>(x[c])),
         },
     }
 }
@@ -239,6 +252,18 @@ fn gelu_tanh_slope<I: Isa>(x: f32) -> f32 {
     gate * fused::<I>(x * slope, 1.0 - gate, 1.0)
 }
 
+#[inline(always)]
+fn elu<I: Isa>(x: f32) -> f32 {
+    let below = exp::<I>(x) - 1.0;
+    if x > 0.0 { x } else { below }
+}
+
+#[inline(always)]
+fn elu_slope<I: Isa>(x: f32) -> f32 {
+    let below = exp::<I>(x);
+    if x > 0.0 { 1.0 } else { below }
+}
+
 /// Sums of the columns of `values` in rows of `width`, in a fixed order: the gradient of a bias.
 ///
 /// # Panics
@@ -271,7 +296,9 @@ mod tests {
     fn values_and_slopes_match_the_definition() {
         let x: Vec<f32> = (-900..900).map(|i| i as f32 * 0.01).collect();
         let bias: Vec<f32> = (0..60).map(|i| (i as f32 * 0.7).sin()).collect();
-        for activation in [Activation::Identity, Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+        for activation in
+            [Activation::Identity, Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Elu]
+        {
             for bias in [None, Some(bias.as_slice())] {
                 let out = activation.forward(&x, bias);
                 let d_out: Vec<f32> = (0..x.len()).map(|i| (i as f32 * 0.3).cos()).collect();

@@ -15,6 +15,7 @@ pub mod cross_entropy;
 pub mod depthwise;
 pub mod dropout;
 pub mod linear;
+pub mod lstm;
 pub mod mamba1;
 pub mod mamba2;
 pub mod matmul;

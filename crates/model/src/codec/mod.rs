@@ -2,6 +2,7 @@
 
 mod bands;
 pub mod dac;
+pub mod encodec;
 mod floor;
 mod flow;
 mod house;

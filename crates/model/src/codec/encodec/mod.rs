@@ -1,0 +1,172 @@
+//! EnCodec (Défossez et al., arXiv:2210.13438) as MusicGen uses it: 32 kHz, mono, layers that look both ways.
+//!
+//! A clip goes through as a whole: the long short-term memory in the middle has heard everything before.
+
+mod config;
+mod layers;
+
+use std::path::{Path, PathBuf};
+
+use layers::Stack;
+use mambo_kernels::linear::{Matrix, Panels, Start};
+use rayon::prelude::*;
+
+pub use config::{EncodecConfig, PadMode};
+
+use super::Codec;
+use crate::tokens::{CodecSpec, CodecTokens};
+use crate::weights::{Weights, WeightsError};
+
+/// Why an EnCodec could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodecError {
+    /// The sizes cannot be read.
+    #[error(
+        "{path}: cannot read the codec's sizes: {source}; expected a folder with config.json and model.safetensors"
+    )]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The sizes are no JSON, or some are missing.
+    #[error("{path}: not the configuration of an EnCodec: {source}")]
+    Json {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: serde_json::Error,
+    },
+    /// Sizes that cannot be, or that are not supported.
+    #[error("{path}: {rule}")]
+    Config {
+        /// File.
+        path: PathBuf,
+        /// The rule that they break.
+        rule: &'static str,
+    },
+    /// The weights do not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+}
+
+/// One level: its rows, and what finds the nearest.
+struct Level {
+    /// `[codes, width]`
+    rows: Vec<f32>,
+    /// `[width, codes]`
+    turned: Panels,
+    /// Minus half the square of each row's length.
+    offsets: Vec<f32>,
+}
+
+/// An EnCodec, ready to use.
+pub struct Encodec {
+    config: EncodecConfig,
+    spec: CodecSpec,
+    encoder: Stack,
+    levels: Vec<Level>,
+    decoder: Stack,
+}
+
+impl Encodec {
+    /// Opens a folder as Hugging Face has it: `config.json` and `model.safetensors`.
+    pub fn load(folder: &Path) -> Result<Self, EncodecError> {
+        let path = folder.join("config.json");
+        let text = std::fs::read(&path).map_err(|source| EncodecError::Io { path: path.clone(), source })?;
+        let config: EncodecConfig =
+            serde_json::from_slice(&text).map_err(|source| EncodecError::Json { path: path.clone(), source })?;
+        if let Some(rule) = config.broken_rule() {
+            return Err(EncodecError::Config { path, rule });
+        }
+        let weights = Weights::open(&folder.join("model.safetensors"))?;
+        let codec = Self::read(config, &weights, "")?;
+        weights.finish()?;
+        Ok(codec)
+    }
+
+    /// Reads the tensors whose names begin with `prefix`, of a configuration that breaks no rule.
+    ///
+    /// # Errors
+    /// [`WeightsError`] for tensors that are missing or of another shape.
+    pub fn read(config: EncodecConfig, weights: &Weights, prefix: &str) -> Result<Self, WeightsError> {
+        let (codes, width) = (config.codebook_size, config.hidden_size);
+        let level = |index: usize| {
+            let name = format!("{prefix}quantizer.layers.{index}.codebook.");
+            let rows = weights.f32(&format!("{name}embed"), &[codes, width])?;
+            // What training kept beside the rows.
+            weights.ignore(&name);
+            let turned = Panels::new(Matrix::new(&rows, codes, width).turned());
+            let offsets = rows.chunks_exact(width).map(|row| -0.5 * row.iter().map(|v| v * v).sum::<f32>()).collect();
+            Ok(Level { rows, turned, offsets })
+        };
+        Ok(Self {
+            encoder: Stack::encoder(&config, weights, &format!("{prefix}encoder.layers"))?,
+            levels: (0..config.levels()).map(level).collect::<Result<_, WeightsError>>()?,
+            decoder: Stack::decoder(&config, weights, &format!("{prefix}decoder.layers"))?,
+            spec: config.spec(),
+            config,
+        })
+    }
+
+    /// Its sizes.
+    pub fn config(&self) -> &EncodecConfig {
+        &self.config
+    }
+
+    /// What the encoder makes of mono samples, before quantisation: `[tokens, hidden_size]`.
+    pub fn latents(&self, mono: &[f32]) -> Vec<f32> {
+        self.encoder.forward(mono.to_vec())
+    }
+}
+
+impl Codec for Encodec {
+    fn spec(&self) -> &CodecSpec {
+        &self.spec
+    }
+
+    fn encode(&self, mono: &[f32]) -> CodecTokens {
+        let width = self.config.hidden_size;
+        let mut rest = self.latents(mono);
+        let tokens = rest.len() / width;
+        let mut codes = Vec::with_capacity(tokens * self.levels.len());
+        let mut scores = vec![0.0; tokens * self.config.codebook_size];
+        for level in &self.levels {
+            // |z - e|^2 is least where z e - |e|^2 / 2 is most.
+            level.turned.multiply(Matrix::new(&rest, tokens, width), &mut scores, Start::Row(&level.offsets));
+            let chosen: Vec<u16> = scores.par_chunks(self.config.codebook_size).map(first_largest).collect();
+            for (rest, code) in rest.chunks_exact_mut(width).zip(&chosen) {
+                let row = &level.rows[usize::from(*code) * width..][..width];
+                rest.iter_mut().zip(row).for_each(|(rest, value)| *rest -= value);
+            }
+            codes.extend(chosen);
+        }
+        CodecTokens::new(self.spec.clone(), codes, tokens).expect("codes are rows of the codebooks")
+    }
+
+    /// The seed changes nothing: this decoder draws no numbers.
+    fn decode(&self, tokens: &CodecTokens, levels: usize, _seed: u64) -> Vec<f32> {
+        assert!((1..=tokens.spec.levels.min(self.levels.len())).contains(&levels), "levels: {levels}");
+        let width = self.config.hidden_size;
+        let mut sums = vec![0.0; tokens.frames * width];
+        for (k, level) in self.levels[..levels].iter().enumerate() {
+            for (sum, code) in sums.chunks_exact_mut(width).zip(tokens.row(k)) {
+                let row = &level.rows[usize::from(*code) * width..][..width];
+                sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+        }
+        self.decoder.forward(sums)
+    }
+}
+
+/// The place of the largest value; the first of equals.
+fn first_largest(scores: &[f32]) -> u16 {
+    let mut best = 0;
+    for (place, score) in scores.iter().enumerate() {
+        if *score > scores[best] {
+            best = place;
+        }
+    }
+    best as u16
+}
