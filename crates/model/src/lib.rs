@@ -9,6 +9,7 @@ pub mod device;
 pub mod generate;
 pub mod listen;
 pub mod lm;
+pub mod musicgen;
 pub mod ops;
 pub mod parameters;
 pub mod random;

@@ -17,7 +17,10 @@ fn golden(name: &str) -> PathBuf {
 
 fn network(name: &str) -> T5Network {
     let config: T5Config = serde_json::from_slice(&std::fs::read(golden(name).join("config.json")).unwrap()).unwrap();
-    T5Network::read(config, &Weights::open(&golden(name).join("model.safetensors")).unwrap()).unwrap()
+    let file = Weights::open(&golden(name).join("model.safetensors")).unwrap();
+    let network = T5Network::read(config, &file, "").unwrap();
+    file.finish().unwrap();
+    network
 }
 
 /// Token ids and states of a case.

@@ -65,7 +65,8 @@ fn epsilon() -> f64 {
 }
 
 impl T5Config {
-    fn broken_rule(&self) -> Option<&'static str> {
+    /// The rule that a configuration breaks, if any.
+    pub fn broken_rule(&self) -> Option<&'static str> {
         let sane = |size: usize| (1..=1 << 20).contains(&size);
         let rules = [
             (sane(self.d_model) && sane(self.d_ff) && sane(self.vocab_size), "sizes must be 1 to 2^20"),
@@ -118,23 +119,23 @@ struct Layer {
 }
 
 impl T5Network {
-    /// Reads an encoder, alone or with the decoder that it was published with.
+    /// Reads the tensors whose names begin with `prefix`: an encoder, alone or with the decoder that it was published with,
+    /// of a configuration that breaks no rule.
     ///
     /// # Errors
-    /// [`WeightsError`] for tensors that are missing, unexpected or of another shape.
-    pub fn read(config: T5Config, file: &Weights) -> Result<Self, WeightsError> {
+    /// [`WeightsError`] for tensors that are missing or of another shape.
+    pub fn read(config: T5Config, file: &Weights, prefix: &str) -> Result<Self, WeightsError> {
         let (width, inner, heads) = (config.d_model, config.inner(), config.num_heads);
         // One table under two names, of which a file has either or both.
-        let names = ["shared.weight", "encoder.embed_tokens.weight"];
-        let name = names.into_iter().find(|name| file.shape(name).is_some()).unwrap_or(names[0]);
+        let names = ["shared.weight", "encoder.embed_tokens.weight"].map(|name| format!("{prefix}{name}"));
+        let name = names.iter().find(|name| file.shape(name).is_some()).unwrap_or(&names[0]);
         let embeddings = file.f32(name, &[config.vocab_size, width])?;
-        names.into_iter().for_each(|name| file.ignore(name));
-        file.ignore("decoder.");
-        file.ignore("lm_head.");
-        let place = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
-        let distances = file.f32(place, &[config.relative_attention_num_buckets, heads])?;
+        names.iter().for_each(|name| file.ignore(name));
+        ["decoder.", "lm_head."].iter().for_each(|part| file.ignore(&format!("{prefix}{part}")));
+        let place = format!("{prefix}encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
+        let distances = file.f32(&place, &[config.relative_attention_num_buckets, heads])?;
         let read = |index: usize| {
-            let name = |part: &str| format!("encoder.block.{index}.layer.{part}.weight");
+            let name = |part: &str| format!("{prefix}encoder.block.{index}.layer.{part}.weight");
             // Layers with the same input, side by side; stored `[outputs, inputs]`.
             let beside = |parts: &[&str], inputs: usize, outputs: usize| {
                 let mut all = Vec::with_capacity(parts.len() * inputs * outputs);
@@ -156,8 +157,7 @@ impl T5Network {
             })
         };
         let layers = (0..config.num_layers).map(read).collect::<Result<_, WeightsError>>()?;
-        let last_norm = file.f32("encoder.final_layer_norm.weight", &[width])?;
-        file.finish()?;
+        let last_norm = file.f32(&format!("{prefix}encoder.final_layer_norm.weight"), &[width])?;
         Ok(Self { config, embeddings, distances, layers, last_norm })
     }
 
@@ -304,16 +304,24 @@ impl T5 {
         if let Some(rule) = config.broken_rule() {
             return Err(wrong(rule.to_owned()));
         }
-        let (tokenizer, network) = rayon::join(
-            || open_tokenizer(&folder.join("tokenizer.json"), config.vocab_size),
-            || {
-                let file = Weights::open(&folder.join("model.safetensors"))?;
-                let hash: String = Sha256::digest(file.bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-                Ok::<_, WeightsError>((T5Network::read(config.clone(), &file)?, hash))
-            },
+        let file = Weights::open(&folder.join("model.safetensors"))?;
+        let encoder = Self::read(config, &file, "", &folder.join("tokenizer.json"))?;
+        file.finish()?;
+        Ok(encoder)
+    }
+
+    /// The encoder whose tensors begin with `prefix`, with the tokenizer of a file.
+    ///
+    /// # Errors
+    /// As [`T5::load`].
+    pub fn read(config: T5Config, file: &Weights, prefix: &str, tokenizer: &Path) -> Result<Self, TextError> {
+        let vocabulary = config.vocab_size;
+        let (tokenizer, (network, hash)) = rayon::join(
+            || open_tokenizer(tokenizer, vocabulary),
+            || rayon::join(|| T5Network::read(config, file, prefix), || Sha256::digest(file.bytes())),
         );
-        let (network, hash) = network?;
-        Ok(Self { network, tokenizer: tokenizer?, identity: format!("t5 {hash}") })
+        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { network: network?, tokenizer: tokenizer?, identity: format!("t5 {hash}") })
     }
 
     /// Token ids of a text, the closing token included, at most [`MAX_TOKENS`]. Names of control tokens inside the text are
