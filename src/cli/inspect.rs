@@ -101,6 +101,9 @@ fn describe(path: &Path) -> Result<Value> {
         if path.join("codec.safetensors").exists() {
             return codec(path);
         }
+        if path.join("config.json").exists() && path.join("model.safetensors").exists() {
+            return published_codec(path);
+        }
         if path.join(Manifest::FILE_NAME).exists() {
             return manifest(path);
         }
@@ -132,8 +135,11 @@ fn model(path: &Path) -> Result<Value> {
         "tokens": serde_json::to_value(&file.codec)?,
         "sampling": serde_json::to_value(&file.sampling)?,
     });
-    if path.join("codec").is_dir() {
-        facts["codec"] = codec(&path.join("codec"))?;
+    let inner = path.join("codec");
+    if inner.join("codec.safetensors").exists() {
+        facts["codec"] = codec(&inner)?;
+    } else if inner.is_dir() {
+        facts["codec"] = published_codec(&inner)?;
     }
     Ok(facts)
 }
@@ -173,6 +179,17 @@ fn codec(path: &Path) -> Result<Value> {
         "shape": serde_json::to_value(codec.config())?,
         "frames per second": codec.config().spec.frame_rate(),
         "parameters": count(codec.parameters()),
+    }))
+}
+
+/// A codec in the layout of another library.
+fn published_codec(path: &Path) -> Result<Value> {
+    let codec = mambo_model::codec::open(path)?;
+    Ok(json!({
+        "kind": "published codec folder",
+        "tokens": serde_json::to_value(codec.spec())?,
+        "frames per second": codec.spec().frame_rate(),
+        "codebook width": codec.codebooks().1,
     }))
 }
 

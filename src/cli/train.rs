@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use mambo_audio::{AudioClip, AudioFormat, AudioWriter};
 use mambo_data::Progress;
 use mambo_model::bundle::{Bundle, Request};
-use mambo_model::codec::HouseCodec;
+use mambo_model::codec;
 use mambo_model::generate::LanguageModel;
 use mambo_model::text::minilm::MiniLm;
 use mambo_train::codec::CodecExperiment;
@@ -106,11 +106,8 @@ impl LmArguments {
         let experiment = LmExperiment::read(&self.experiment)?;
         let vectors = match &self.codec {
             Some(folder) => {
-                let codec = HouseCodec::load(folder)?;
-                Some(CodecVectors {
-                    values: codec.quantizer().vectors().to_vec(),
-                    width: codec.quantizer().dimension(),
-                })
+                let (values, width) = codec::open(folder)?.codebooks();
+                Some(CodecVectors { values, width })
             }
             None => None,
         };
@@ -158,7 +155,7 @@ fn sample(model: &LanguageModel, codec: &Path, text: &Path, prompt: &str, file: 
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let bundle = Bundle::new(model.clone(), HouseCodec::load(codec)?, MiniLm::load(text)?);
+    let bundle = Bundle::new(model.clone(), codec::open(codec)?, MiniLm::load(text)?);
     let request = Request {
         prompt: prompt.to_owned(),
         seconds: 10.0,

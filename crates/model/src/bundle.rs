@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use mambo_audio::master::Master;
 
-use crate::codec::{Codec, HouseCodec, HouseError, HouseStream};
+use crate::codec::{self, CodecError, CodecStream, StreamCodec};
 use crate::generate::{LanguageModel, LmFolderError};
 use crate::sampler::{Sampling, SamplingError};
 use crate::text::TextError;
@@ -32,7 +32,7 @@ pub enum BundleError {
     Language(#[from] LmFolderError),
     /// The codec.
     #[error(transparent)]
-    Codec(#[from] HouseError),
+    Codec(#[from] CodecError),
     /// The text encoder.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -73,7 +73,7 @@ pub struct Request {
 /// A model folder, opened.
 pub struct Bundle {
     language: LanguageModel,
-    codec: HouseCodec,
+    codec: Box<dyn StreamCodec>,
     text: MiniLm,
 }
 
@@ -85,7 +85,7 @@ impl Bundle {
         }
         let (text, (codec, language)) = rayon::join(
             || MiniLm::load(&folder.join("text")),
-            || rayon::join(|| HouseCodec::load(&folder.join("codec")), || LanguageModel::open(folder)),
+            || rayon::join(|| codec::open(&folder.join("codec")), || LanguageModel::open(folder)),
         );
         let (text, codec, language) = (text?, codec?, language?);
         let expected = &language.file.codec;
@@ -105,7 +105,7 @@ impl Bundle {
     }
 
     /// From parts in memory.
-    pub fn new(language: LanguageModel, codec: HouseCodec, text: MiniLm) -> Self {
+    pub fn new(language: LanguageModel, codec: Box<dyn StreamCodec>, text: MiniLm) -> Self {
         Self { language, codec, text }
     }
 
@@ -115,8 +115,8 @@ impl Bundle {
     }
 
     /// The codec.
-    pub fn codec(&self) -> &HouseCodec {
-        &self.codec
+    pub fn codec(&self) -> &dyn StreamCodec {
+        self.codec.as_ref()
     }
 
     /// The text encoder.
@@ -165,7 +165,7 @@ impl Bundle {
 /// A clip being made.
 pub struct Clip<'a> {
     frames: Receiver<Vec<u16>>,
-    stream: Option<HouseStream<'a>>,
+    stream: Option<Box<dyn CodecStream + 'a>>,
     master: Option<Master>,
     tempo: Option<f32>,
     total: usize,

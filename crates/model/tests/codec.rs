@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use mambo_model::codec::{
-    BandLayout, Codec, Decoding, FlowConfig, HouseCodec, HouseConfig, LEVEL_CHOICES, level_choice,
+    BandLayout, Codec, Decoding, FlowConfig, HouseCodec, HouseConfig, LEVEL_CHOICES, StreamCodec, level_choice,
 };
 use mambo_model::parameters::{Initialiser, Parameters};
 use mambo_model::tokens::CodecSpec;

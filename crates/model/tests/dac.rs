@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use mambo_model::codec::Codec;
 use mambo_model::codec::dac::{Dac, DacError};
+use mambo_model::codec::{self, Codec, StreamCodec};
 use mambo_model::tokens::CodecTokens;
 use safetensors::SafeTensors;
 
@@ -98,11 +98,25 @@ fn what_comes_later_changes_nothing_before_its_reach() {
         assert_eq!(whole.row(level)[..180], part.row(level)[..180]);
     }
     let sound = dac.decode(&whole, 4, 0);
-    let mut stream = dac.stream(4);
+    let mut stream = dac.stream(4, 0);
     let mut pushed: Vec<f32> = (0..150).flat_map(|t| stream.push(&whole.frame(t))).collect();
     pushed.extend(stream.finish());
     assert_eq!(pushed.len(), 150 * 8);
     assert_eq!(sound[..120 * 8], pushed[..120 * 8]);
+}
+
+#[test]
+fn whatever_codec_a_path_holds_is_opened() {
+    for (place, name) in [("dac", "dac"), ("dac_original.pth", "dac"), ("encodec_reflect", "encodec")] {
+        let codec = codec::open(&golden(place)).unwrap();
+        let (rows, width) = codec.codebooks();
+        assert_eq!((codec.spec().name.as_str(), rows.len()), (name, codec.spec().levels * 32 * width));
+        let tokens = codec.encode(&[0.1; 900]);
+        let mut stream = codec.stream(2, 0);
+        let mut samples: Vec<f32> = (0..tokens.frames).flat_map(|t| stream.push(&tokens.frame(t))).collect();
+        samples.extend(stream.finish());
+        assert_eq!(samples, codec.decode(&tokens, 2, 0));
+    }
 }
 
 #[test]

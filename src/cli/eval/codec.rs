@@ -8,7 +8,7 @@ use clap::Args;
 use mambo_data::{Manifest, Split};
 use mambo_eval::codec_report::{CodecSettings, NamedCodec, TestClip, codec_report, write_spectrograms};
 use mambo_eval::{Judge, MusicnnJudge};
-use mambo_model::codec::{Codec, HouseCodec};
+use mambo_model::codec::{self, Codec};
 use mambo_train::codec::CodecExperiment;
 use mambo_train::run::read_toml;
 
@@ -55,7 +55,7 @@ impl CodecArguments {
     /// Judges the codec.
     pub fn run(self) -> Result<ExitCode> {
         let bar = spinner();
-        let codec = HouseCodec::load(&self.codec)?;
+        let codec = codec::open(&self.codec)?;
         let rate = codec.spec().sample_rate;
         let judge = self.common.judge(Some(&self.codec))?;
         let second = match &self.second_judge {
@@ -89,7 +89,7 @@ impl CodecArguments {
             }
             None => None,
         };
-        let mut codecs = vec![NamedCodec { name: codec.spec().name.clone(), codec: &codec }];
+        let mut codecs = vec![NamedCodec { name: codec.spec().name.clone(), codec: codec.as_ref() }];
         if let Some(floor) = &floor {
             codecs.push(NamedCodec { name: floor.spec().name.clone(), codec: floor });
         }

@@ -18,7 +18,7 @@ use mambo_eval::generation::{Generated, RealClip, Role, Settings, Setup, System,
 use mambo_eval::prompts::{fixed_prompts, parse_prompts};
 use mambo_eval::report::{FigureTable, Report, number};
 use mambo_model::bundle::Bundle;
-use mambo_model::codec::{Codec, HouseCodec};
+use mambo_model::codec::StreamCodec;
 use mambo_model::generate::LmFile;
 use mambo_model::random;
 use mambo_model::sampler::Sampling;
@@ -112,7 +112,7 @@ fn training_tokens(shards: &[Shard]) -> Vec<&[u16]> {
 
 /// Frames of K codes become sound the way `generate` makes it: streamed and mastered.
 fn render(
-    codec: &HouseCodec,
+    codec: &dyn StreamCodec,
     frames: impl Iterator<Item = Vec<u16>>,
     levels: usize,
     seed: u64,
@@ -231,7 +231,7 @@ impl ModelArguments {
     }
 
     /// Real segments of the split with the captions they were given in the shards.
-    fn real_clips(&self, shards: &[Shard], codec: &HouseCodec, bar: &ProgressBar) -> Result<Vec<RealClip>> {
+    fn real_clips(&self, shards: &[Shard], codec: &dyn StreamCodec, bar: &ProgressBar) -> Result<Vec<RealClip>> {
         let manifest = Manifest::load(&self.corpus)?;
         let captions = captions(shards, self.split);
         let mut places = places(&manifest, self.split, &self.tiers, self.segment_seconds, usize::MAX);

@@ -6,14 +6,14 @@ use crate::error::DataError;
 use crate::progress::Report;
 use crate::shard::TextStates;
 use half::f16;
-use mambo_model::codec::{Codec, HouseCodec};
+use mambo_model::codec::{self, StreamCodec};
 use mambo_model::listen::musicnn::Musicnn;
 use mambo_model::text::minilm::{MiniLm, WIDTH};
 use std::path::Path;
 
 /// The networks, opened.
 pub struct Networks {
-    codec: HouseCodec,
+    codec: Box<dyn StreamCodec>,
     codec_hash: String,
     tagger: Option<(Musicnn, String)>,
     text: MiniLm,
@@ -24,7 +24,7 @@ const FINGERPRINT_SECONDS: usize = 4;
 
 /// A hash of what the codec's tokens mean: its codebooks and its tokens for a fixed sound. The decoder
 /// may be trained further without making prepared tokens useless.
-fn codec_fingerprint(codec: &HouseCodec) -> String {
+fn codec_fingerprint(codec: &dyn StreamCodec) -> String {
     let rate = codec.spec().sample_rate as usize;
     let mut state = 1_u32;
     let sound: Vec<f32> = (0..rate * FINGERPRINT_SECONDS)
@@ -39,7 +39,7 @@ fn codec_fingerprint(codec: &HouseCodec) -> String {
         .collect();
     let mut hasher = blake3::Hasher::new();
     hasher.update(format!("{:?}", codec.spec()).as_bytes());
-    hasher.update(bytemuck::cast_slice(codec.quantizer().vectors()));
+    hasher.update(bytemuck::cast_slice(&codec.codebooks().0));
     hasher.update(bytemuck::cast_slice(&codec.encode(&sound).codes));
     hasher.finalize().to_hex().to_string()
 }
@@ -55,7 +55,7 @@ impl Networks {
             subject: path.display().to_string(),
             message,
         };
-        let house = HouseCodec::load(codec).map_err(|error| fail("codec", codec, error.to_string()))?;
+        let opened = codec::open(codec).map_err(|error| fail("codec", codec, error.to_string()))?;
         let tagger = match tagger {
             None => None,
             Some(path) => {
@@ -64,7 +64,7 @@ impl Networks {
             }
         };
         let encoder = MiniLm::load(text).map_err(|error| fail("text encoder", text, error.to_string()))?;
-        Ok(Self { codec_hash: codec_fingerprint(&house), codec: house, tagger, text: encoder })
+        Ok(Self { codec_hash: codec_fingerprint(opened.as_ref()), codec: opened, tagger, text: encoder })
     }
 
     /// Hash of what the codec's tokens mean, as it is written into shards.
@@ -81,7 +81,7 @@ impl Networks {
         let tag = |sound: &[f32]| self.tags(sound);
         let text = |texts: &[&str]| Ok(self.states(texts));
         let stages = Stages {
-            codec: &self.codec,
+            codec: self.codec.as_ref(),
             codec_hash: self.codec_hash.clone(),
             tagger: self.tagger.is_some().then_some(&tag as &TagStage<'_>),
             tagger_hash: self.tagger.as_ref().map(|(_, hash)| hash.clone()).unwrap_or_default(),

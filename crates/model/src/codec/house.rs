@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::flow::{FlowConfig, FlowNetwork, LEVEL_CHOICES, level_choice};
-use super::{BandLayout, Codec, HouseStream, ResidualQuantizer};
+use super::{BandLayout, Codec, CodecStream, HouseStream, ResidualQuantizer, StreamCodec, decode_by_stream};
 use crate::parameters::{Initialiser, Parameters, Precision, Role, WriteError, write_atomically};
 use crate::tokens::{CodecSpec, CodecTokens};
 use crate::weights::WeightsError;
@@ -241,11 +241,6 @@ impl HouseCodec {
         &self.quantizer
     }
 
-    /// A running decoder of the first `levels` codebooks.
-    pub fn stream(&self, levels: usize, seed: u64) -> HouseStream<'_> {
-        HouseStream::new(self, levels, seed)
-    }
-
     fn values(&self, name: &str) -> &[f32] {
         &self.parameters.get(name).expect("listed in HouseConfig::parameters").values
     }
@@ -336,13 +331,17 @@ impl Codec for HouseCodec {
     }
 
     fn decode(&self, tokens: &CodecTokens, levels: usize, seed: u64) -> Vec<f32> {
-        let mut stream = self.stream(levels, seed);
-        let mut sound = Vec::with_capacity(tokens.frames * self.config.spec.hop as usize);
-        for t in 0..tokens.frames {
-            sound.extend(stream.push(&tokens.frame(t)));
-        }
-        sound.extend(stream.finish());
-        sound
+        decode_by_stream(self.stream(levels, seed), tokens)
+    }
+}
+
+impl StreamCodec for HouseCodec {
+    fn stream(&self, levels: usize, seed: u64) -> Box<dyn CodecStream + '_> {
+        Box::new(HouseStream::new(self, levels, seed))
+    }
+
+    fn codebooks(&self) -> (Vec<f32>, usize) {
+        (self.quantizer.vectors().to_vec(), self.quantizer.dimension())
     }
 }
 

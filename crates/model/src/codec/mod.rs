@@ -16,7 +16,13 @@ pub use house::{Decoding, HouseCodec, HouseConfig, HouseError, with_context};
 pub use quantizer::ResidualQuantizer;
 pub use stream::HouseStream;
 
+use std::path::Path;
+
+use serde::Deserialize;
+
 use crate::tokens::{CodecSpec, CodecTokens};
+use dac::{Dac, DacError};
+use encodec::{Encodec, EncodecError};
 
 /// A codec for mono sound.
 pub trait Codec: Send + Sync {
@@ -31,4 +37,71 @@ pub trait Codec: Send + Sync {
     /// # Panics
     /// When `levels` is 0 or more than the tokens have, or the tokens are another codec's.
     fn decode(&self, tokens: &CodecTokens, levels: usize, seed: u64) -> Vec<f32>;
+}
+
+/// A codec that a model folder can hold.
+pub trait StreamCodec: Codec {
+    /// A running decoder of the first `levels` codebooks. The same seed gives the same samples.
+    ///
+    /// # Panics
+    /// When `levels` is 0 or more than the codec has.
+    fn stream(&self, levels: usize, seed: u64) -> Box<dyn CodecStream + '_>;
+
+    /// The rows of all codebooks, `[levels, codes, width]`, and their width: what codes mean, and where a language model's
+    /// embeddings may begin.
+    fn codebooks(&self) -> (Vec<f32>, usize);
+}
+
+/// A running decoder: token frames in, samples out. How frames are pushed never changes a sample.
+pub trait CodecStream {
+    /// Takes the codes of one frame and returns the samples that are finished.
+    ///
+    /// # Panics
+    /// When the frame has fewer codes than the levels to decode.
+    fn push(&mut self, codes: &[u16]) -> Vec<f32>;
+
+    /// Decodes what is left.
+    fn finish(self: Box<Self>) -> Vec<f32>;
+}
+
+/// Why a codec could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// A house codec.
+    #[error(transparent)]
+    House(#[from] HouseError),
+    /// A DAC.
+    #[error(transparent)]
+    Dac(#[from] DacError),
+    /// An EnCodec.
+    #[error(transparent)]
+    Encodec(#[from] EncodecError),
+}
+
+/// What `config.json` says it describes; house codecs say nothing.
+#[derive(Deserialize)]
+struct Kind {
+    model_type: Option<String>,
+}
+
+/// Opens the folder of a house codec, of a DAC or EnCodec as Hugging Face has it, or the original weights of a DAC.
+pub fn open(path: &Path) -> Result<Box<dyn StreamCodec>, CodecError> {
+    let text = std::fs::read(path.join("config.json")).unwrap_or_default();
+    let kind = serde_json::from_slice::<Kind>(&text).ok().and_then(|kind| kind.model_type);
+    Ok(match kind.as_deref() {
+        Some("dac") => Box::new(Dac::load(path)?),
+        Some("encodec") => Box::new(Encodec::load(path)?),
+        _ if path.is_file() => Box::new(Dac::load(path)?),
+        _ => Box::new(HouseCodec::load(path)?),
+    })
+}
+
+/// All samples of a stream.
+fn decode_by_stream(mut stream: Box<dyn CodecStream + '_>, tokens: &CodecTokens) -> Vec<f32> {
+    let mut samples = Vec::with_capacity(tokens.frames * tokens.spec.hop as usize);
+    for t in 0..tokens.frames {
+        samples.extend(stream.push(&tokens.frame(t)));
+    }
+    samples.extend(stream.finish());
+    samples
 }

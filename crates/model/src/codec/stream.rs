@@ -9,7 +9,7 @@ use std::ops::Range;
 use mambo_audio::spectrum::GriffinLimStream;
 
 use super::house::usable_levels;
-use super::{HouseCodec, HouseConfig};
+use super::{CodecStream, HouseCodec, HouseConfig};
 use crate::random;
 
 /// STFT frames that the phase search keeps open between windows.
@@ -73,34 +73,6 @@ impl<'a> HouseStream<'a> {
         Self { codec, phases, levels, choice, seed, latents: VecDeque::new(), first: 0, done: 0 }
     }
 
-    /// Takes the codes of one frame and returns the samples that are finished.
-    ///
-    /// # Panics
-    /// When the frame has fewer codes than the levels to decode.
-    pub fn push(&mut self, codes: &[u16]) -> Vec<f32> {
-        self.latents.push_back(self.codec.quantizer().decode(&codes[..self.levels], 1, self.levels));
-        let decoding = &self.codec.config().decoding;
-        if self.first + self.latents.len() >= self.done + decoding.window + decoding.halo {
-            self.decode_window(decoding.window)
-        } else {
-            Vec::new()
-        }
-    }
-
-    /// Decodes what is left.
-    pub fn finish(mut self) -> Vec<f32> {
-        let mut sound = Vec::new();
-        loop {
-            let left = self.first + self.latents.len() - self.done;
-            if left == 0 {
-                break;
-            }
-            sound.extend(self.decode_window(left.min(self.codec.config().decoding.window)));
-        }
-        sound.extend(self.phases.finish());
-        sound
-    }
-
     /// Decodes `count` tokens with the context there is around them.
     fn decode_window(&mut self, count: usize) -> Vec<f32> {
         let config = self.codec.config();
@@ -121,6 +93,31 @@ impl<'a> HouseStream<'a> {
             self.first += 1;
         }
         self.phases.push(&magnitudes)
+    }
+}
+
+impl CodecStream for HouseStream<'_> {
+    fn push(&mut self, codes: &[u16]) -> Vec<f32> {
+        self.latents.push_back(self.codec.quantizer().decode(&codes[..self.levels], 1, self.levels));
+        let decoding = &self.codec.config().decoding;
+        if self.first + self.latents.len() >= self.done + decoding.window + decoding.halo {
+            self.decode_window(decoding.window)
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn finish(mut self: Box<Self>) -> Vec<f32> {
+        let mut sound = Vec::new();
+        loop {
+            let left = self.first + self.latents.len() - self.done;
+            if left == 0 {
+                break;
+            }
+            sound.extend(self.decode_window(left.min(self.codec.config().decoding.window)));
+        }
+        sound.extend(self.phases.finish());
+        sound
     }
 }
 

@@ -16,9 +16,9 @@ use published::Published;
 use quantizer::Quantizer;
 
 pub use config::DacConfig;
-pub use stream::DacStream;
+use stream::DacStream;
 
-use super::Codec;
+use super::{Codec, CodecStream, StreamCodec, decode_by_stream};
 use crate::checkpoint::CheckpointError;
 use crate::tokens::{CodecSpec, CodecTokens};
 use crate::weights::{Weights, WeightsError};
@@ -176,14 +176,6 @@ impl Dac {
     pub fn codebook_row(&self, level: usize, code: u16) -> &[f32] {
         self.quantizer.row(level, code)
     }
-
-    /// A running decoder of the first `levels` codebooks.
-    ///
-    /// # Panics
-    /// When `levels` is 0 or more than the codec has.
-    pub fn stream(&self, levels: usize) -> DacStream<'_> {
-        DacStream::new(self, levels)
-    }
 }
 
 impl Codec for Dac {
@@ -195,15 +187,19 @@ impl Codec for Dac {
         self.encode_with_projections(mono).0
     }
 
+    fn decode(&self, tokens: &CodecTokens, levels: usize, seed: u64) -> Vec<f32> {
+        decode_by_stream(self.stream(levels, seed), tokens)
+    }
+}
+
+impl StreamCodec for Dac {
     /// The seed changes nothing: this decoder draws no numbers.
-    fn decode(&self, tokens: &CodecTokens, levels: usize, _seed: u64) -> Vec<f32> {
-        let mut stream = self.stream(levels);
-        let mut samples = Vec::with_capacity(tokens.frames * self.config.hop());
-        for t in 0..tokens.frames {
-            samples.extend(stream.push(&tokens.frame(t)));
-        }
-        samples.extend(stream.finish());
-        samples
+    fn stream(&self, levels: usize, _seed: u64) -> Box<dyn CodecStream + '_> {
+        Box::new(DacStream::new(self, levels))
+    }
+
+    fn codebooks(&self) -> (Vec<f32>, usize) {
+        (self.quantizer.rows(), self.config.codebook_dim)
     }
 }
 

@@ -107,6 +107,11 @@ impl Quantizer {
         codes
     }
 
+    /// The rows of all codebooks, `[levels, codes, dim]`.
+    pub(super) fn rows(&self) -> Vec<f32> {
+        self.levels.iter().flat_map(|level| level.book.iter().copied()).collect()
+    }
+
     /// A row of a codebook, `[dim]`.
     pub(super) fn row(&self, level: usize, code: u16) -> &[f32] {
         &self.levels[level].book[usize::from(code) * self.dim..][..self.dim]

@@ -1,6 +1,6 @@
 //! Decoding that goes on: token frames in, samples out, constant memory.
 
-use super::{Dac, Decoder, WINDOW};
+use super::{CodecStream, Dac, Decoder, WINDOW};
 
 /// A running decoder. Tokens are decoded in windows with all the neighbours that their samples depend on, so how they are
 /// pushed never changes a sample.
@@ -21,31 +21,6 @@ impl<'a> DacStream<'a> {
         Self { codec, levels, reach: Decoder::reach(codec.config()), codes: Vec::new(), before: 0 }
     }
 
-    /// Takes the codes of one token and returns the samples that are finished.
-    ///
-    /// # Panics
-    /// When there are fewer codes than the levels to decode.
-    pub fn push(&mut self, codes: &[u16]) -> Vec<f32> {
-        self.codes.extend_from_slice(&codes[..self.levels]);
-        if self.codes.len() / self.levels >= self.before + WINDOW + self.reach {
-            self.decode(WINDOW)
-        } else {
-            Vec::new()
-        }
-    }
-
-    /// Decodes what is left.
-    pub fn finish(mut self) -> Vec<f32> {
-        let mut samples = Vec::new();
-        loop {
-            let left = self.codes.len() / self.levels - self.before;
-            if left == 0 {
-                return samples;
-            }
-            samples.extend(self.decode(left.min(WINDOW)));
-        }
-    }
-
     /// Decodes `count` tokens with the neighbours there are.
     fn decode(&mut self, count: usize) -> Vec<f32> {
         let tokens = (self.before + count + self.reach).min(self.codes.len() / self.levels);
@@ -60,5 +35,27 @@ impl<'a> DacStream<'a> {
         self.codes.drain(..gone * self.levels);
         self.before -= gone;
         samples
+    }
+}
+
+impl CodecStream for DacStream<'_> {
+    fn push(&mut self, codes: &[u16]) -> Vec<f32> {
+        self.codes.extend_from_slice(&codes[..self.levels]);
+        if self.codes.len() / self.levels >= self.before + WINDOW + self.reach {
+            self.decode(WINDOW)
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn finish(mut self: Box<Self>) -> Vec<f32> {
+        let mut samples = Vec::new();
+        loop {
+            let left = self.codes.len() / self.levels - self.before;
+            if left == 0 {
+                return samples;
+            }
+            samples.extend(self.decode(left.min(WINDOW)));
+        }
     }
 }

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 pub use config::{EncodecConfig, PadMode};
 
-use super::Codec;
+use super::{Codec, CodecStream, StreamCodec};
 use crate::tokens::{CodecSpec, CodecTokens};
 use crate::weights::{Weights, WeightsError};
 
@@ -157,6 +157,39 @@ impl Codec for Encodec {
             }
         }
         self.decoder.forward(sums)
+    }
+}
+
+impl StreamCodec for Encodec {
+    /// The seed changes nothing: this decoder draws no numbers.
+    fn stream(&self, levels: usize, _seed: u64) -> Box<dyn CodecStream + '_> {
+        let most = self.levels.len();
+        assert!((1..=most).contains(&levels), "levels must be 1 to {most}, found {levels}");
+        Box::new(EncodecStream { codec: self, levels, frames: Vec::new() })
+    }
+
+    fn codebooks(&self) -> (Vec<f32>, usize) {
+        (self.levels.iter().flat_map(|level| level.rows.iter().copied()).collect(), self.config.hidden_size)
+    }
+}
+
+/// Frames of a clip, which is decoded when all are there.
+struct EncodecStream<'a> {
+    codec: &'a Encodec,
+    levels: usize,
+    frames: Vec<Vec<u16>>,
+}
+
+impl CodecStream for EncodecStream<'_> {
+    fn push(&mut self, codes: &[u16]) -> Vec<f32> {
+        self.frames.push(codes[..self.levels].to_vec());
+        Vec::new()
+    }
+
+    fn finish(self: Box<Self>) -> Vec<f32> {
+        let spec = CodecSpec { levels: self.levels, ..self.codec.spec.clone() };
+        let tokens = CodecTokens::from_frames(spec, &self.frames).expect("codes of this codec");
+        self.codec.decode(&tokens, self.levels, 0)
     }
 }
 
