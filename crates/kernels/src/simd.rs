@@ -355,6 +355,11 @@ pub(crate) fn normal<I: Isa>(x: f32) -> (f32, f32) {
     (if x < 0.0 { tail } else { 1.0 - tail }, bell * 0.398_942_3)
 }
 
+simd_fn! {
+    /// [`dot`] outside of kernels.
+    pub(crate) fn inner_product(a: &[f32], b: &[f32]) -> f32 = dot
+}
+
 /// Lanes of a sum that the compiler may keep in registers: the order of additions is fixed by this number alone.
 pub(crate) const LANES: usize = 16;
 

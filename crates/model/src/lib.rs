@@ -12,6 +12,7 @@ pub mod lm;
 pub mod musicgen;
 pub mod ops;
 pub mod parameters;
+pub mod published;
 pub mod random;
 pub mod sampler;
 pub mod ssm;

@@ -13,7 +13,7 @@ mod config;
 mod cost;
 mod ends;
 mod loss;
-mod positions;
+pub(crate) mod positions;
 mod text;
 
 use burn::tensor::Tensor;

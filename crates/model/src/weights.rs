@@ -100,6 +100,17 @@ pub enum WeightsError {
     },
 }
 
+/// The weight of a weight-normed layer, `g v / |v|`, the length taken over all axes but the first: one of `lengths` (g) for
+/// each of as many rows of `weight` (v), which becomes it.
+pub fn join_weight_norm(lengths: &[f32], weight: &mut [f32]) {
+    let row = weight.len() / lengths.len().max(1);
+    for (row, length) in weight.chunks_exact_mut(row.max(1)).zip(lengths) {
+        let norm = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+        let factor = (f64::from(*length) / norm) as f32;
+        row.iter_mut().for_each(|value| *value *= factor);
+    }
+}
+
 /// Place and type of one tensor.
 #[derive(Debug)]
 struct Entry {

@@ -3,78 +3,43 @@
 //! the pushes of a stream.
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
+mod published;
+
+use std::path::Path;
 
 use mambo_model::codec::dac::{Dac, DacError};
 use mambo_model::codec::{self, Codec, StreamCodec};
+use mambo_model::published::ConfigError;
 use mambo_model::tokens::CodecTokens;
-use safetensors::SafeTensors;
+use published::{Golden, distance, golden, worst_and_peak};
 
 /// Relative error allowed to what is computed in f32, and error of a sample beside the peak.
 const LIMIT: f64 = 1e-4;
-
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
-
-/// Tensors of a golden file.
-struct Golden(Vec<u8>);
-
-impl Golden {
-    fn read(name: &str) -> Self {
-        Self(std::fs::read(golden(name)).unwrap())
-    }
-
-    fn bytes(&self, name: &str) -> Vec<u8> {
-        SafeTensors::deserialize(&self.0).unwrap().tensor(name).unwrap().data().to_vec()
-    }
-
-    fn samples(&self) -> Vec<f32> {
-        self.bytes("samples").chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-    }
-
-    fn codes(&self) -> Vec<u16> {
-        self.bytes("codes").chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()) as u16).collect()
-    }
-
-    fn wide(&self, name: &str) -> Vec<f64> {
-        self.bytes(name).chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
-    }
-}
 
 fn dac() -> Dac {
     Dac::load(&golden("dac")).unwrap()
 }
 
-fn distance(got: &[f32], expected: &[f64]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let length = expected.iter().map(|value| value * value).sum::<f64>().sqrt();
-    got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>().sqrt() / length
-}
-
 fn check_encoding(dac: &Dac, golden: &Golden) {
-    let (tokens, projections) = dac.encode_with_projections(&golden.samples());
-    assert_eq!(tokens.codes, golden.codes());
+    let (tokens, projections) = dac.encode_with_projections(&golden.narrow("samples"));
+    assert_eq!(tokens.codes, golden.codes("codes"));
     let off = distance(&projections, &golden.wide("projections"));
     assert!(off < LIMIT, "projections: {off:.1e}");
     assert_eq!(dac.tokens_of(&projections, 4), tokens);
 }
 
 fn check_decoding(dac: &Dac, golden: &Golden, levels: usize, name: &str) {
-    let codes = golden.codes();
+    let codes = golden.codes("codes");
     let frames = codes.len() / 4;
     let got = dac.decode(&CodecTokens::new(dac.spec().clone(), codes, frames).unwrap(), levels, 0);
-    let expected = golden.wide(name);
-    assert_eq!(got.len(), expected.len());
-    let peak = expected.iter().fold(0.0f64, |peak, value| peak.max(value.abs()));
-    let worst = got.iter().zip(&expected).fold(0.0f64, |worst, (a, b)| worst.max((f64::from(*a) - b).abs()));
+    let (worst, peak) = worst_and_peak(&got, &golden.wide(name));
     assert!(peak > 0.1 && worst < LIMIT * peak, "{levels} levels: {worst:.1e} of {peak}");
 }
 
 #[test]
 fn a_folder_of_hugging_face_gives_what_its_library_gives() {
-    let (dac, golden) = (dac(), Golden::read("dac.safetensors"));
-    let off = distance(&dac.latents(&golden.samples()), &golden.wide("latents"));
+    let (dac, golden) = (dac(), Golden::read("dac"));
+    let off = distance(&dac.latents(&golden.narrow("samples")), &golden.wide("latents"));
     assert!(off < LIMIT, "latents: {off:.1e}");
     check_encoding(&dac, &golden);
     check_decoding(&dac, &golden, 1, "decoded_1");
@@ -83,7 +48,7 @@ fn a_folder_of_hugging_face_gives_what_its_library_gives() {
 
 #[test]
 fn the_original_checkpoint_gives_what_the_original_package_gives() {
-    let (dac, golden) = (Dac::load(&golden("dac_original.pth")).unwrap(), Golden::read("dac_original.safetensors"));
+    let (dac, golden) = (Dac::load(&golden("dac_original.pth")).unwrap(), Golden::read("dac_original"));
     check_encoding(&dac, &golden);
     check_decoding(&dac, &golden, 4, "decoded");
 }
@@ -91,7 +56,7 @@ fn the_original_checkpoint_gives_what_the_original_package_gives() {
 /// A window ends at token 256; what the first 200 tokens give alone, up to what a neighbour reaches, they give in it.
 #[test]
 fn what_comes_later_changes_nothing_before_its_reach() {
-    let (dac, samples) = (dac(), Golden::read("dac.safetensors").samples());
+    let (dac, samples) = (dac(), Golden::read("dac").narrow("samples"));
     let whole = dac.encode(&samples);
     let part = dac.encode(&samples[..8 * 200]);
     for level in 0..4 {
@@ -129,7 +94,9 @@ fn a_folder_that_is_no_dac_is_refused_by_name() {
     let config = std::fs::read_to_string(golden("dac/config.json")).unwrap();
     std::fs::write(folder.path().join("config.json"), config.replace("\"n_codebooks\": 4", "\"n_codebooks\": 0"))
         .unwrap();
-    assert!(matches!(Dac::load(folder.path()), Err(DacError::Config { rule, .. }) if rule.contains("n_codebooks")));
+    assert!(
+        matches!(Dac::load(folder.path()), Err(DacError::Config(ConfigError::Rule { rule, .. })) if rule.contains("n_codebooks"))
+    );
     std::fs::write(folder.path().join("config.json"), config.replace("\"n_codebooks\": 4", "\"n_codebooks\": 5"))
         .unwrap();
     std::fs::copy(golden("dac/model.safetensors"), folder.path().join("model.safetensors")).unwrap();

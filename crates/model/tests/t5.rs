@@ -1,19 +1,18 @@
 //! T5 encoders against transformers' (tools/reference/t5.py, float64), and the tokenizer against sentencepiece.
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
+mod published;
 
+use std::path::Path;
+
+use mambo_model::published::ConfigError;
 use mambo_model::text::t5::{MAX_TOKENS, T5, T5Config, T5Network};
 use mambo_model::text::{TextEncoder, TextError};
 use mambo_model::weights::Weights;
-use safetensors::SafeTensors;
+use published::{Golden, distance, golden};
 
 /// Relative error allowed in f32.
 const LIMIT: f64 = 1e-4;
-
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
 
 fn network(name: &str) -> T5Network {
     let config: T5Config = serde_json::from_slice(&std::fs::read(golden(name).join("config.json")).unwrap()).unwrap();
@@ -23,26 +22,14 @@ fn network(name: &str) -> T5Network {
     network
 }
 
-/// Token ids and states of a case.
-fn case(file: &SafeTensors<'_>, name: &str) -> (Vec<u32>, Vec<f64>) {
-    let of = |part: &str| file.tensor(&format!("{part}_{name}")).unwrap().data().to_vec();
-    let ids = of("ids").chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()) as u32).collect();
-    (ids, of("states").chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect())
-}
-
-fn distance(got: &[f32], expected: &[f64]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let length = expected.iter().map(|value| value * value).sum::<f64>().sqrt();
-    got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>().sqrt() / length
-}
-
 #[test]
 fn states_are_the_librarys_at_every_length_and_beside_padding() {
     for name in ["t5", "flan_t5"] {
         let network = network(name);
-        let bytes = std::fs::read(golden(&format!("{name}.safetensors"))).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let cases: Vec<_> = [1, 2, 7, 60, 300, 512].map(|length| case(&file, &length.to_string())).into();
+        let file = Golden::read(name);
+        // Token ids and states of a case.
+        let case = |case: &str| (file.ids(&format!("ids_{case}")), file.wide(&format!("states_{case}")));
+        let cases: Vec<_> = [1, 2, 7, 60, 300, 512].map(|length| case(&length.to_string())).into();
         for (ids, expected) in &cases {
             let off = distance(&network.forward(&[(ids, ids.len())]), expected);
             assert!(off < LIMIT, "{name}, {} tokens: {off:.1e}", ids.len());
@@ -51,7 +38,7 @@ fn states_are_the_librarys_at_every_length_and_beside_padding() {
         let texts: Vec<(&[u32], usize)> = cases.iter().map(|(ids, _)| (ids.as_slice(), ids.len())).collect();
         let together: Vec<f64> = cases.iter().flat_map(|(_, states)| states.iter().copied()).collect();
         assert!(distance(&network.forward(&texts), &together) < LIMIT, "{name}, together");
-        let (ids, expected) = case(&file, "padded");
+        let (ids, expected) = case("padded");
         let off = distance(&network.forward(&[(&ids, 7)]), &expected);
         assert!(off < LIMIT, "{name}, padded: {off:.1e}");
     }
@@ -104,7 +91,9 @@ fn texts_are_encoded_apart_and_what_is_wrong_is_named() {
     assert!(message(folder.path()).contains("config.json"));
     let config = std::fs::read_to_string(golden("flan_t5/config.json")).unwrap();
     std::fs::write(folder.path().join("config.json"), config.replace("gated-gelu", "gated-silu")).unwrap();
-    assert!(matches!(T5::load(folder.path()), Err(TextError::Config { reason, .. }) if reason.contains("gated-gelu")));
+    assert!(
+        matches!(T5::load(folder.path()), Err(TextError::Config(ConfigError::Rule { rule, .. })) if rule.contains("gated-gelu"))
+    );
     std::fs::write(folder.path().join("config.json"), config.replace("\"num_layers\": 3", "\"num_layers\": 4"))
         .unwrap();
     for file in ["model.safetensors", "tokenizer.json"] {

@@ -3,7 +3,7 @@
 
 use super::tile::{Block, Head, KEYS, LANES, QUERIES, Seen, lanes};
 use super::{Attention, Columns, ColumnsMut};
-use crate::simd::{Isa, dot, exp, simd_fn};
+use crate::simd::{Isa, exp, inner_product, simd_fn};
 use crate::small_gemm::{Left, multiply};
 use rayon::prelude::*;
 
@@ -112,16 +112,6 @@ unsafe fn write(columns: &ColumnsMut<'_>, first: usize, from: usize, width: usiz
             *value = factor * source;
         }
     }
-}
-
-simd_fn! {
-    /// Sum of products.
-    fn inner_product(a: &[f32], b: &[f32]) -> f32 = inner_product_body
-}
-
-#[inline(always)]
-fn inner_product_body<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
-    dot::<I>(a, b)
 }
 
 simd_fn! {

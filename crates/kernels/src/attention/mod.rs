@@ -16,7 +16,7 @@ mod tile;
 pub use backward::backward;
 pub use columns::{Columns, ColumnsMut};
 pub use forward::{Forward, forward};
-pub use step::{Cache, step};
+pub use step::{Cache, softmax, step};
 
 /// Sizes of an attention, and who sees whom.
 ///

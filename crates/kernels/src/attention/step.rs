@@ -18,6 +18,17 @@ pub struct Cache<'a> {
     pub values: Columns<'a, f32>,
 }
 
+impl<'a> Cache<'a> {
+    /// Rows that hold `width` values of a key, then as many of a value.
+    ///
+    /// # Panics
+    /// If they are not whole rows.
+    pub fn of_rows(rows: &'a [f32], width: usize) -> Self {
+        let [keys, values] = Columns::split(rows, [width, width]);
+        Self { keys, values }
+    }
+}
+
 /// Attends from one query a sequence, `queries` `[batch, width]`, to every row of its cache; an empty one gives zeros.
 /// Writes `out` `[batch, width]`.
 ///
@@ -90,7 +101,11 @@ fn look_up_body<I: Isa>(head_width: usize, from: usize, query: &[f32], cache: &C
     }
 }
 
-/// The softmax of a row, in place.
+simd_fn! {
+    /// The softmax of a row, in place.
+    pub fn softmax(scores: &mut [f32]) = soften
+}
+
 #[inline(always)]
 fn soften<I: Isa>(scores: &mut [f32]) {
     let top = scores.iter().fold(f32::MIN, |top, score| if *score > top { *score } else { top });

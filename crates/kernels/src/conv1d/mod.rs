@@ -13,6 +13,15 @@ const FRAMES: usize = 96;
 /// Outputs up to which packing the windows costs more than it gains.
 const NARROW: usize = 64;
 
+/// `x` `[frames, channels]` between frames of zeros.
+pub fn between_zeros(x: &[f32], channels: usize, before: usize, after: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len() + (before + after) * channels);
+    out.resize(before * channels, 0.0);
+    out.extend_from_slice(x);
+    out.resize(out.len() + after * channels, 0.0);
+    out
+}
+
 /// A convolution without padding: what is beyond the ends has to be in the values.
 #[derive(Clone, Debug)]
 pub struct Conv1d {

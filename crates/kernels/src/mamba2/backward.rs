@@ -11,7 +11,7 @@ use super::forward::forward;
 use super::gate::gate_backward;
 use super::{Mamba2Config, Piece, Sequences, Source, States, TAPS, Weights, pieces};
 use crate::causal_conv::{Columns, tap_rows};
-use crate::simd::{Isa, dot, fused, simd_fn};
+use crate::simd::{Isa, dot, fused, inner_product, simd_fn};
 use crate::small_gemm::{Left, multiply, transpose};
 use crate::threads::Shared;
 use rayon::prelude::*;
@@ -369,16 +369,6 @@ fn scan_backward(inputs: &Inputs<'_>, piece: &Piece, d_shared: &mut [f32], resul
         }
     }
     sums
-}
-
-simd_fn! {
-    /// Sum of products.
-    fn inner_product(a: &[f32], b: &[f32]) -> f32 = inner_product_body
-}
-
-#[inline(always)]
-fn inner_product_body<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
-    dot::<I>(a, b)
 }
 
 simd_fn! {

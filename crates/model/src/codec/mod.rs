@@ -105,3 +105,14 @@ fn decode_by_stream(mut stream: Box<dyn CodecStream + '_>, tokens: &CodecTokens)
     samples.extend(stream.finish());
     samples
 }
+
+/// The place of the largest value; the first of equals.
+fn first_largest(scores: &[f32]) -> u16 {
+    let mut best = 0;
+    for (place, score) in scores.iter().enumerate() {
+        if *score > scores[best] {
+            best = place;
+        }
+    }
+    best as u16
+}

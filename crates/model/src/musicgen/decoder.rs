@@ -2,11 +2,13 @@
 //! with cross-attention to the text in every layer; one column at a time, keys and values kept.
 
 use mambo_kernels::activation::Activation;
-use mambo_kernels::attention::{self, Cache, Columns};
+use mambo_kernels::attention;
 use mambo_kernels::norm::Norm;
 use mambo_kernels::panel_linear::PanelLinear;
 use serde::Deserialize;
 
+use crate::lm::positions::sinusoid;
+use crate::stepper::layers::caches;
 use crate::weights::{Weights, WeightsError};
 
 /// Added to the variance in norms.
@@ -212,7 +214,8 @@ impl Decoder {
     pub fn step(&self, column: &[u16], state: &mut DecoderState) -> Vec<f32> {
         let (width, codes) = (self.config.hidden_size, self.config.vocab_size);
         assert_eq!(column.len(), self.config.num_codebooks, "codes of a column");
-        let mut place = position(state.position, width);
+        let mut place = vec![0.0; width];
+        sinusoid(state.position as u64, &mut place);
         for (table, code) in self.tables.chunks_exact((codes + 1) * width).zip(column) {
             let row = &table[usize::from(*code) * width..][..width];
             place.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
@@ -249,19 +252,4 @@ impl Decoder {
         layer.wide.add(&layer.last_norm.apply(h), &mut inner);
         layer.back.add(&Activation::Gelu.forward(&inner, None), h);
     }
-}
-
-/// Keys and values of each stream as attention reads them.
-fn caches(streams: &[Vec<f32>], width: usize) -> Vec<Cache<'_>> {
-    let split = streams.iter().map(|rows| Columns::split(rows, [width, width]));
-    split.map(|[keys, values]| Cache { keys, values }).collect()
-}
-
-/// What is added to the column at a place: cosines, then sines, of wavelengths from 2 pi to 20,000 pi.
-fn position(place: usize, width: usize) -> Vec<f32> {
-    let half = width / 2;
-    // In f32, as the published models compute their table.
-    let step = 10_000f32.ln() / (half - 1) as f32;
-    let angles: Vec<f32> = (0..half).map(|i| place as f32 * (i as f32 * -step).exp()).collect();
-    angles.iter().map(|angle| angle.cos()).chain(angles.iter().map(|angle| angle.sin())).collect()
 }

@@ -3,14 +3,16 @@
 
 mod decoder;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use mambo_kernels::linear::{self, Matrix};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
 pub use decoder::{Decoder, DecoderConfig, DecoderState};
 
 use crate::codec::encodec::{Encodec, EncodecConfig};
+use crate::published::{ConfigError, read_config};
 use crate::random;
 use crate::sampler::{Sampling, SamplingError, blend};
 use crate::text::TextError;
@@ -21,32 +23,9 @@ use crate::weights::{Weights, WeightsError};
 /// Why a MusicGen could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum MusicGenError {
-    /// The sizes cannot be read.
-    #[error(
-        "{path}: cannot read the model's sizes: {source}; expected config.json, model.safetensors and tokenizer.json"
-    )]
-    Io {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        source: std::io::Error,
-    },
-    /// The sizes are no JSON, or some are missing.
-    #[error("{path}: not the configuration of a MusicGen: {source}")]
-    Json {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        source: serde_json::Error,
-    },
-    /// Sizes that cannot be, or that are not supported.
-    #[error("{path}: {rule}")]
-    Config {
-        /// File.
-        path: PathBuf,
-        /// The rule that they break.
-        rule: &'static str,
-    },
+    /// The sizes.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The text encoder.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -63,6 +42,19 @@ struct Config {
     decoder: DecoderConfig,
 }
 
+impl Config {
+    fn broken_rule(&self) -> Option<&'static str> {
+        let (books, codes) = (self.decoder.num_codebooks, self.decoder.vocab_size);
+        let parts = [self.text_encoder.broken_rule(), self.audio_encoder.broken_rule(), self.decoder.broken_rule()];
+        let differ = || {
+            let (levels, size) = (self.audio_encoder.levels(), self.audio_encoder.codebook_size);
+            (books != levels || codes != size)
+                .then_some("decoder and audio_encoder differ in the number of codebooks or codes")
+        };
+        parts.into_iter().flatten().next().or_else(differ)
+    }
+}
+
 /// A MusicGen, ready to use.
 pub struct MusicGen {
     text: T5,
@@ -75,20 +67,7 @@ pub struct MusicGen {
 impl MusicGen {
     /// Opens a folder.
     pub fn load(folder: &Path) -> Result<Self, MusicGenError> {
-        let path = folder.join("config.json");
-        let text = std::fs::read(&path).map_err(|source| MusicGenError::Io { path: path.clone(), source })?;
-        let config: Config =
-            serde_json::from_slice(&text).map_err(|source| MusicGenError::Json { path: path.clone(), source })?;
-        let broken =
-            [config.text_encoder.broken_rule(), config.audio_encoder.broken_rule(), config.decoder.broken_rule()];
-        if let Some(rule) = broken.into_iter().flatten().next() {
-            return Err(MusicGenError::Config { path, rule });
-        }
-        let (levels, codes) = (config.audio_encoder.levels(), config.audio_encoder.codebook_size);
-        if config.decoder.num_codebooks != levels || config.decoder.vocab_size != codes {
-            let rule = "decoder and audio_encoder differ in the number of codebooks or codes";
-            return Err(MusicGenError::Config { path, rule });
-        }
+        let config = read_config(folder, "a MusicGen", Config::broken_rule)?;
         let weights = Weights::open(&folder.join("model.safetensors"))?;
         let (from, to) = (config.text_encoder.d_model, config.decoder.hidden_size);
         let bridge = if from == to {
@@ -125,14 +104,8 @@ impl MusicGen {
     pub fn hear(&self, ids: &[u32]) -> Vec<f32> {
         let states = self.text.network().forward(&[(ids, ids.len())]);
         let Some([weight, bias]) = &self.bridge else { return states };
-        let mut out = bias.repeat(ids.len());
-        let inputs = weight.len() / bias.len();
-        for (row, out) in states.chunks_exact(inputs).zip(out.chunks_exact_mut(bias.len())) {
-            for (out, weights) in out.iter_mut().zip(weight.chunks_exact(inputs)) {
-                *out += row.iter().zip(weights).map(|(value, weight)| value * weight).sum::<f32>();
-            }
-        }
-        out
+        let (from, to) = (weight.len() / bias.len(), bias.len());
+        linear::forward(Matrix::new(&states, ids.len(), from), Matrix::new(weight, to, from).turned(), Some(bias))
     }
 
     /// Frames of codes for a text, without end; an empty one leaves the text out.

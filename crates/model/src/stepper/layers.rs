@@ -2,7 +2,7 @@
 
 use half::f16;
 use mambo_kernels::activation::Activation;
-use mambo_kernels::attention::{self, Cache, Columns};
+use mambo_kernels::attention::{self, Cache};
 use mambo_kernels::memory::zeros;
 use mambo_kernels::panel_linear::PanelLinear;
 use mambo_kernels::{mamba1, mamba2};
@@ -286,9 +286,8 @@ impl Sublayer {
 }
 
 /// Keys and values of each stream as attention reads them.
-fn caches(streams: &[Vec<f32>], width: usize) -> Vec<Cache<'_>> {
-    let split = streams.iter().map(|kv| Columns::split(kv, [width, width]));
-    split.map(|[keys, values]| Cache { keys, values }).collect()
+pub(crate) fn caches(streams: &[Vec<f32>], width: usize) -> Vec<Cache<'_>> {
+    streams.iter().map(|rows| Cache::of_rows(rows, width)).collect()
 }
 
 pub(super) fn rms_norm(x: &[f32], weight: &[f32]) -> Vec<f32> {

@@ -5,7 +5,7 @@
 //! state-space model never grows.
 
 mod ein_fft;
-mod layers;
+pub(crate) mod layers;
 
 use burn::tensor::Device;
 use mambo_kernels::panel_linear::PanelLinear;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 pub use minilm::MiniLm;
 pub use t5::T5;
 
+use crate::published::ConfigError;
 use crate::weights::WeightsError;
 
 /// Token states of one text.
@@ -56,14 +57,9 @@ pub enum TextError {
     /// The weights do not fit.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The sizes cannot be read or cannot be.
-    #[error("{path}: not the configuration of a text encoder: {reason}", path = path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    /// The sizes.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The tokenizer cannot be read or is not of the expected kind.
     #[error("{path}: cannot use the tokenizer: {reason}; copy it again from the model folder", path = path.display())]
     Tokenizer {

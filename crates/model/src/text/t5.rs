@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use mambo_kernels::activation::Activation;
+use mambo_kernels::attention::softmax;
 use mambo_kernels::linear::{Matrix, Panels, Start};
 use mambo_kernels::matmul::{Strided, matmul};
 use mambo_kernels::norm::Norm;
@@ -17,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::{Tokenizer, TruncationParams};
 
 use super::{TextEncoder, TextError, TextStates};
+use crate::published::read_config;
 use crate::weights::{Weights, WeightsError};
 
 /// Most tokens of a text, the one that closes it included: what the models were trained on.
@@ -241,7 +243,7 @@ impl T5Network {
                     for (key, score) in scores.iter_mut().enumerate() {
                         *score += self.distances[self.bucket(query, key) * heads + head];
                     }
-                    soften(scores);
+                    softmax(scores);
                 }
                 let values = &rows[2 * inner + head * width..];
                 matmul(length, width, *heard, Strided::rows(&scores, *heard), values, 3 * inner, mixed, width, false);
@@ -273,17 +275,6 @@ impl T5Network {
     }
 }
 
-/// The softmax of a row, in place.
-fn soften(scores: &mut [f32]) {
-    let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for score in scores.iter_mut() {
-        *score = (*score - top).exp();
-        sum += *score;
-    }
-    scores.iter_mut().for_each(|score| *score /= sum);
-}
-
 /// An encoder with its tokenizer.
 pub struct T5 {
     network: T5Network,
@@ -297,13 +288,7 @@ impl T5 {
     /// # Errors
     /// [`TextError`], naming the file and what is wrong with it.
     pub fn load(folder: &Path) -> Result<Self, TextError> {
-        let path = folder.join("config.json");
-        let wrong = |reason: String| TextError::Config { path: path.clone(), reason };
-        let text = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
-        let config: T5Config = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-        if let Some(rule) = config.broken_rule() {
-            return Err(wrong(rule.to_owned()));
-        }
+        let config = read_config(folder, "a T5", T5Config::broken_rule)?;
         let file = Weights::open(&folder.join("model.safetensors"))?;
         let encoder = Self::read(config, &file, "", &folder.join("tokenizer.json"))?;
         file.finish()?;

@@ -1,6 +1,6 @@
 //! Encoder and decoder of DAC as layers over values `[frames, channels]`.
 
-use mambo_kernels::conv1d::{Conv1d, ConvSizes, ConvTranspose1d};
+use mambo_kernels::conv1d::{Conv1d, ConvSizes, ConvTranspose1d, between_zeros};
 use mambo_kernels::snake::Snake;
 use rayon::prelude::*;
 
@@ -28,25 +28,16 @@ impl Padded {
     }
 
     fn forward(&self, x: &[f32]) -> Vec<f32> {
-        self.conv.forward(&padded(x, self.conv.sizes().inputs, self.padding, self.padding))
+        self.conv.forward(&between_zeros(x, self.conv.sizes().inputs, self.padding, self.padding))
     }
 
     /// As [`Padded::forward`] of `snake(x)`.
     fn forward_bent(&self, snake: &Snake, x: &[f32]) -> Vec<f32> {
-        let mut wide = padded(x, self.conv.sizes().inputs, self.padding, self.padding);
+        let mut wide = between_zeros(x, self.conv.sizes().inputs, self.padding, self.padding);
         // Zeros stay zeros.
         snake.apply(&mut wide);
         self.conv.forward(&wide)
     }
-}
-
-/// `x` `[frames, channels]` between frames of zeros.
-fn padded(x: &[f32], channels: usize, before: usize, after: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(x.len() + (before + after) * channels);
-    out.resize(before * channels, 0.0);
-    out.extend_from_slice(x);
-    out.resize(out.len() + after * channels, 0.0);
-    out
 }
 
 fn read_snake(source: &mut dyn Reader, name: &str, channels: usize) -> Result<Snake, DacError> {
@@ -165,7 +156,7 @@ struct Up {
 impl Up {
     fn forward(&self, x: &[f32]) -> Vec<f32> {
         let [inputs, outputs, stride] = self.sizes;
-        let mut wide = padded(x, inputs, self.conv.margin(), self.conv.margin());
+        let mut wide = between_zeros(x, inputs, self.conv.margin(), self.conv.margin());
         self.snake.apply(&mut wide);
         let full = self.conv.forward(&wide);
         // The transpose is one stride longer than wanted; half of that goes on each side.

@@ -20,13 +20,12 @@ use stream::DacStream;
 
 use super::{Codec, CodecStream, StreamCodec, decode_by_stream};
 use crate::checkpoint::CheckpointError;
+use crate::published::{ConfigError, read_config};
 use crate::tokens::{CodecSpec, CodecTokens};
 use crate::weights::{Weights, WeightsError};
 
 /// Tokens encoded or decoded at a time: memory, and little else, grows with it.
 const WINDOW: usize = 256;
-/// File of the sizes.
-const CONFIG_FILE: &str = "config.json";
 /// File of the weights, in the layout of Hugging Face.
 const WEIGHTS_FILE: &str = "model.safetensors";
 
@@ -45,32 +44,9 @@ impl Reader for &Weights {
 /// Why a DAC could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DacError {
-    /// The sizes cannot be read.
-    #[error(
-        "{path}: cannot read the codec's sizes: {source}; expected a folder with config.json and model.safetensors"
-    )]
-    Io {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        source: std::io::Error,
-    },
-    /// The sizes are no JSON, or some are missing.
-    #[error("{path}: not the configuration of a DAC: {source}")]
-    Json {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        source: serde_json::Error,
-    },
-    /// Sizes that cannot be.
-    #[error("{path}: {rule}")]
-    Config {
-        /// File.
-        path: PathBuf,
-        /// The rule that they break.
-        rule: &'static str,
-    },
+    /// The sizes.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The original checkpoint does not say its sizes.
     #[error("{path}: metadata.kwargs.{name} is missing or no size; expected the original weights of a DAC")]
     Metadata {
@@ -105,15 +81,8 @@ impl Dac {
             source.finish()?;
             return Ok(codec);
         }
-        let folder = path;
-        let path = folder.join(CONFIG_FILE);
-        let text = std::fs::read(&path).map_err(|source| DacError::Io { path: path.clone(), source })?;
-        let config: DacConfig =
-            serde_json::from_slice(&text).map_err(|source| DacError::Json { path: path.clone(), source })?;
-        if let Some(rule) = config.broken_rule() {
-            return Err(DacError::Config { path, rule });
-        }
-        let weights = Weights::open(&folder.join(WEIGHTS_FILE))?;
+        let config = read_config(path, "a DAC", DacConfig::broken_rule)?;
+        let weights = Weights::open(&path.join(WEIGHTS_FILE))?;
         let codec = Self::read(config, &mut &weights)?;
         weights.finish()?;
         Ok(codec)

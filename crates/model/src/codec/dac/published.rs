@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::{DacConfig, DacError, Reader};
 use crate::checkpoint::{Checkpoint, Plain};
-use crate::weights::WeightsError;
+use crate::published::ConfigError;
+use crate::weights::{WeightsError, join_weight_norm};
 
 /// The original file, read tensor by tensor under the names of Hugging Face's layout.
 pub(super) struct Published {
@@ -50,11 +51,11 @@ impl Published {
         };
         let config = read().map_err(|name| DacError::Metadata { path: path.to_owned(), name })?;
         if let Some(rule) = config.broken_rule() {
-            return Err(DacError::Config { path: path.to_owned(), rule });
+            return Err(ConfigError::Rule { path: path.to_owned(), rule }.into());
         }
         if matches!(number("latent_dim"), Ok(latent) if latent != config.latent()) {
             let rule = "latent_dim other than the encoder's last width is not supported";
-            return Err(DacError::Config { path: path.to_owned(), rule });
+            return Err(ConfigError::Rule { path: path.to_owned(), rule }.into());
         }
         let blocks = [config.downsampling_ratios.len(), config.upsampling_ratios.len()];
         Ok((config, Self { checkpoint, blocks, used: BTreeSet::new() }))
@@ -97,14 +98,9 @@ impl Reader for Published {
             // Snakes are layers of their own there, and their only tensor is alpha.
             return self.stored(&format!("{layer}.{part}"), shape);
         }
-        // W = g v / |v|, a length for each place of the first axis.
         let lengths = self.stored(&format!("{layer}.weight_g"), &[shape[0], 1, 1])?;
         let mut weight = self.stored(&format!("{layer}.weight_v"), shape)?;
-        for (row, length) in weight.chunks_exact_mut(shape[1..].iter().product()).zip(lengths) {
-            let norm = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-            let factor = (f64::from(length) / norm) as f32;
-            row.iter_mut().for_each(|value| *value *= factor);
-        }
+        join_weight_norm(&lengths, &mut weight);
         Ok(weight)
     }
 }

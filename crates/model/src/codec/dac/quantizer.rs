@@ -4,6 +4,7 @@
 use mambo_kernels::linear::{Matrix, Start, multiply};
 use rayon::prelude::*;
 
+use super::super::first_largest;
 use super::{DacConfig, DacError, Reader};
 
 /// Tokens a task looks up.
@@ -132,13 +133,7 @@ impl Level {
         for (value, line) in direction(vector).zip(self.directions.chunks_exact(scores.len())) {
             scores.iter_mut().zip(line).for_each(|(score, factor)| *score += value * factor);
         }
-        let mut best = 0;
-        for (code, score) in scores.iter().enumerate() {
-            if *score > scores[best] {
-                best = code;
-            }
-        }
-        best as u16
+        first_largest(scores)
     }
 }
 

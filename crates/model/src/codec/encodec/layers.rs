@@ -1,11 +1,11 @@
 //! Encoder and decoder of EnCodec as one list of layers over values `[frames, channels]`, numbered as published.
 
 use mambo_kernels::activation::Activation;
-use mambo_kernels::conv1d::{Conv1d, ConvSizes, ConvTranspose1d};
+use mambo_kernels::conv1d::{Conv1d, ConvSizes, ConvTranspose1d, between_zeros};
 use mambo_kernels::lstm::{Lstm, LstmState};
 
 use super::{EncodecConfig, PadMode};
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Weights, WeightsError, join_weight_norm};
 
 /// A convolution that keeps the length, or divides it by its stride and rounds up.
 struct Padded {
@@ -28,8 +28,7 @@ impl Padded {
 /// `x` `[frames, channels]` with so many frames before and after it.
 fn padded(x: &[f32], channels: usize, before: usize, after: usize, mode: PadMode) -> Vec<f32> {
     let frames = x.len() / channels;
-    let mut out = vec![0.0; (before + frames + after) * channels];
-    out[before * channels..][..x.len()].copy_from_slice(x);
+    let mut out = between_zeros(x, channels, before, after);
     if mode == PadMode::Reflect {
         // A clip too short to be mirrored is first made longer with silence, as the published models do.
         let length = frames.max(before.max(after) + 1);
@@ -67,7 +66,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// W = g v / |v| over all axes but the first, under any of the names that published files have; then the bias.
+    /// The weight under any of the names that published files have for its length and direction; then the bias.
     fn weight(&self, name: &str, shape: [usize; 3], biases: usize) -> Result<[Vec<f32>; 2], WeightsError> {
         let pair = |length: &str, direction: &str| [format!("{name}.{length}"), format!("{name}.{direction}")];
         let [first, second] = [
@@ -77,11 +76,7 @@ impl Builder<'_> {
         let [length, direction] = if self.weights.shape(&second[1]).is_some() { second } else { first };
         let lengths = self.weights.f32(&length, &[shape[0], 1, 1])?;
         let mut weight = self.weights.f32(&direction, &shape)?;
-        for (row, length) in weight.chunks_exact_mut(shape[1] * shape[2]).zip(lengths) {
-            let norm = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-            let factor = (f64::from(length) / norm) as f32;
-            row.iter_mut().for_each(|value| *value *= factor);
-        }
+        join_weight_norm(&lengths, &mut weight);
         Ok([weight, self.weights.f32(&format!("{name}.bias"), &[biases])?])
     }
 
@@ -197,7 +192,7 @@ impl Stack {
                 }
                 Layer::Transposed(conv, [inputs, outputs, stride]) => {
                     let frames = x.len() / inputs;
-                    let full = conv.forward(&padded(&x, *inputs, conv.margin(), conv.margin(), PadMode::Constant));
+                    let full = conv.forward(&between_zeros(&x, *inputs, conv.margin(), conv.margin()));
                     // The transpose is one stride longer than wanted; of an odd one, more goes on the left.
                     let left = stride - stride / 2;
                     x = full[left * outputs..][..frames * stride * outputs].to_vec();

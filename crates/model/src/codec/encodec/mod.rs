@@ -5,7 +5,7 @@
 mod config;
 mod layers;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use layers::Stack;
 use mambo_kernels::linear::{Matrix, Panels, Start};
@@ -13,39 +13,17 @@ use rayon::prelude::*;
 
 pub use config::{EncodecConfig, PadMode};
 
-use super::{Codec, CodecStream, StreamCodec};
+use super::{Codec, CodecStream, StreamCodec, first_largest};
+use crate::published::{ConfigError, read_config};
 use crate::tokens::{CodecSpec, CodecTokens};
 use crate::weights::{Weights, WeightsError};
 
 /// Why an EnCodec could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodecError {
-    /// The sizes cannot be read.
-    #[error(
-        "{path}: cannot read the codec's sizes: {source}; expected a folder with config.json and model.safetensors"
-    )]
-    Io {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        source: std::io::Error,
-    },
-    /// The sizes are no JSON, or some are missing.
-    #[error("{path}: not the configuration of an EnCodec: {source}")]
-    Json {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        source: serde_json::Error,
-    },
-    /// Sizes that cannot be, or that are not supported.
-    #[error("{path}: {rule}")]
-    Config {
-        /// File.
-        path: PathBuf,
-        /// The rule that they break.
-        rule: &'static str,
-    },
+    /// The sizes.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The weights do not fit.
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -73,13 +51,7 @@ pub struct Encodec {
 impl Encodec {
     /// Opens a folder as Hugging Face has it: `config.json` and `model.safetensors`.
     pub fn load(folder: &Path) -> Result<Self, EncodecError> {
-        let path = folder.join("config.json");
-        let text = std::fs::read(&path).map_err(|source| EncodecError::Io { path: path.clone(), source })?;
-        let config: EncodecConfig =
-            serde_json::from_slice(&text).map_err(|source| EncodecError::Json { path: path.clone(), source })?;
-        if let Some(rule) = config.broken_rule() {
-            return Err(EncodecError::Config { path, rule });
-        }
+        let config = read_config(folder, "an EnCodec", EncodecConfig::broken_rule)?;
         let weights = Weights::open(&folder.join("model.safetensors"))?;
         let codec = Self::read(config, &weights, "")?;
         weights.finish()?;
@@ -191,15 +163,4 @@ impl CodecStream for EncodecStream<'_> {
         let tokens = CodecTokens::from_frames(spec, &self.frames).expect("codes of this codec");
         self.codec.decode(&tokens, self.levels, 0)
     }
-}
-
-/// The place of the largest value; the first of equals.
-fn first_largest(scores: &[f32]) -> u16 {
-    let mut best = 0;
-    for (place, score) in scores.iter().enumerate() {
-        if *score > scores[best] {
-            best = place;
-        }
-    }
-    best as u16
 }
