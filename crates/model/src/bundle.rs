@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use mambo_audio::master::Master;
 
-use crate::codec::{self, CodecError, CodecStream, StreamCodec};
+use crate::codec::{self, CodecError, DecodeStream, StreamCodec};
 use crate::generate::{LanguageModel, LmFolderError};
 use crate::sampler::{Sampling, SamplingError};
 use crate::text::TextError;
@@ -149,7 +149,7 @@ impl Bundle {
         let samples = (request.seconds * rate).round().max(1.0) as usize;
         Ok(Clip {
             frames: receiver,
-            stream: Some(self.codec.stream(self.language.file.model.codebooks, request.seed)),
+            stream: Some(self.codec.decoder(self.language.file.model.codebooks, request.seed)),
             master: Some(Master::new(self.sample_rate(), request.even)),
             tempo,
             total: samples,
@@ -165,7 +165,7 @@ impl Bundle {
 /// A clip being made.
 pub struct Clip<'a> {
     frames: Receiver<Vec<u16>>,
-    stream: Option<Box<dyn CodecStream + 'a>>,
+    stream: Option<Box<dyn DecodeStream + 'a>>,
     master: Option<Master>,
     tempo: Option<f32>,
     total: usize,

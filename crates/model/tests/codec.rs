@@ -56,7 +56,7 @@ fn a_stream_gives_what_decode_gives_as_it_goes() {
     let codec = HouseCodec::new(config, parameters);
     let tokens = codec.encode(&tone(512 * 60));
     let whole = codec.decode(&tokens, 8, 3);
-    let mut stream = codec.stream(8, 3);
+    let mut stream = codec.decoder(8, 3);
     let mut sound = Vec::new();
     let mut blocks = 0;
     for t in 0..tokens.frames {

@@ -63,7 +63,7 @@ fn what_comes_later_changes_nothing_before_its_reach() {
         assert_eq!(whole.row(level)[..180], part.row(level)[..180]);
     }
     let sound = dac.decode(&whole, 4, 0);
-    let mut stream = dac.stream(4, 0);
+    let mut stream = dac.decoder(4, 0);
     let mut pushed: Vec<f32> = (0..150).flat_map(|t| stream.push(&whole.frame(t))).collect();
     pushed.extend(stream.finish());
     assert_eq!(pushed.len(), 150 * 8);
@@ -77,7 +77,7 @@ fn whatever_codec_a_path_holds_is_opened() {
         let (rows, width) = codec.codebooks();
         assert_eq!((codec.spec().name.as_str(), rows.len()), (name, codec.spec().levels * 32 * width));
         let tokens = codec.encode(&[0.1; 900]);
-        let mut stream = codec.stream(2, 0);
+        let mut stream = codec.decoder(2, 0);
         let mut samples: Vec<f32> = (0..tokens.frames).flat_map(|t| stream.push(&tokens.frame(t))).collect();
         samples.extend(stream.finish());
         assert_eq!(samples, codec.decode(&tokens, 2, 0));

@@ -120,7 +120,7 @@ fn render(
 ) -> Generated {
     let rate = codec.spec().sample_rate;
     let mut master = Master::new(rate, true);
-    let mut stream = codec.stream(levels, seed);
+    let mut stream = codec.decoder(levels, seed);
     let (mut samples, mut level_one) = (Vec::new(), Vec::new());
     for frame in frames {
         level_one.push(frame[0]);

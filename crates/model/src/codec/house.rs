@@ -14,7 +14,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::flow::{FlowConfig, FlowNetwork, LEVEL_CHOICES, level_choice};
-use super::{BandLayout, Codec, CodecStream, HouseStream, ResidualQuantizer, StreamCodec, decode_by_stream};
+use super::stream::HouseEncoder;
+use super::{
+    BandLayout, Codec, DecodeStream, EncodeStream, HouseStream, ResidualQuantizer, StreamCodec, decode_by_stream,
+    encode_by_stream,
+};
 use crate::parameters::{Initialiser, Parameters, Precision, Role, WriteError, write_atomically};
 use crate::tokens::{CodecSpec, CodecTokens};
 use crate::weights::WeightsError;
@@ -324,19 +328,20 @@ impl Codec for HouseCodec {
     }
 
     fn encode(&self, mono: &[f32]) -> CodecTokens {
-        let latents = self.project(&self.features(mono));
-        let frames = latents.len() / self.config.latent;
-        CodecTokens::new(self.config.spec.clone(), self.quantizer.encode(&latents), frames)
-            .expect("the quantiser yields codes of the codec")
+        encode_by_stream(self, mono)
     }
 
     fn decode(&self, tokens: &CodecTokens, levels: usize, seed: u64) -> Vec<f32> {
-        decode_by_stream(self.stream(levels, seed), tokens)
+        decode_by_stream(self.decoder(levels, seed), tokens)
     }
 }
 
 impl StreamCodec for HouseCodec {
-    fn stream(&self, levels: usize, seed: u64) -> Box<dyn CodecStream + '_> {
+    fn encoder(&self) -> Box<dyn EncodeStream + '_> {
+        Box::new(HouseEncoder::new(self))
+    }
+
+    fn decoder(&self, levels: usize, seed: u64) -> Box<dyn DecodeStream + '_> {
         Box::new(HouseStream::new(self, levels, seed))
     }
 

@@ -8,6 +8,7 @@ mod flow;
 mod house;
 mod quantizer;
 mod stream;
+mod windowed;
 
 pub use bands::BandLayout;
 pub use floor::FloorCodec;
@@ -41,19 +42,31 @@ pub trait Codec: Send + Sync {
 
 /// A codec that a model folder can hold.
 pub trait StreamCodec: Codec {
+    /// A running encoder.
+    fn encoder(&self) -> Box<dyn EncodeStream + '_>;
+
     /// A running decoder of the first `levels` codebooks. The same seed gives the same samples.
     ///
     /// # Panics
     /// When `levels` is 0 or more than the codec has.
-    fn stream(&self, levels: usize, seed: u64) -> Box<dyn CodecStream + '_>;
+    fn decoder(&self, levels: usize, seed: u64) -> Box<dyn DecodeStream + '_>;
 
     /// The rows of all codebooks, `[levels, codes, width]`, and their width: what codes mean, and where a language model's
     /// embeddings may begin.
     fn codebooks(&self) -> (Vec<f32>, usize);
 }
 
+/// A running encoder: mono samples in, codes out. How samples are pushed never changes a code.
+pub trait EncodeStream {
+    /// Takes samples and returns the codes of the frames that are finished, row-major `[frames, levels]`.
+    fn push(&mut self, mono: &[f32]) -> Vec<u16>;
+
+    /// Encodes what is left; a last frame that is not full is padded as [`Codec::encode`] does.
+    fn finish(self: Box<Self>) -> Vec<u16>;
+}
+
 /// A running decoder: token frames in, samples out. How frames are pushed never changes a sample.
-pub trait CodecStream {
+pub trait DecodeStream {
     /// Takes the codes of one frame and returns the samples that are finished.
     ///
     /// # Panics
@@ -96,8 +109,17 @@ pub fn open(path: &Path) -> Result<Box<dyn StreamCodec>, CodecError> {
     })
 }
 
+/// All tokens of some samples.
+fn encode_by_stream(codec: &dyn StreamCodec, mono: &[f32]) -> CodecTokens {
+    let mut stream = codec.encoder();
+    let mut codes = stream.push(mono);
+    codes.extend(stream.finish());
+    let frames: Vec<&[u16]> = codes.chunks_exact(codec.spec().levels).collect();
+    CodecTokens::from_frames(codec.spec().clone(), &frames).expect("codes are rows of the codebooks")
+}
+
 /// All samples of a stream.
-fn decode_by_stream(mut stream: Box<dyn CodecStream + '_>, tokens: &CodecTokens) -> Vec<f32> {
+fn decode_by_stream(mut stream: Box<dyn DecodeStream + '_>, tokens: &CodecTokens) -> Vec<f32> {
     let mut samples = Vec::with_capacity(tokens.frames * tokens.spec.hop as usize);
     for t in 0..tokens.frames {
         samples.extend(stream.push(&tokens.frame(t)));

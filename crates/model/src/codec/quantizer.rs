@@ -70,6 +70,12 @@ impl ResidualQuantizer {
 
     /// Codes `[levels, T]` of the vectors `[T, dimension]`.
     pub fn encode(&self, vectors: &[f32]) -> Vec<u16> {
+        let (levels, by_frame) = (self.levels(), self.encode_frames(vectors));
+        (0..levels).flat_map(|level| by_frame.iter().skip(level).step_by(levels).copied()).collect()
+    }
+
+    /// The same, row-major `[frames, levels]`.
+    pub(super) fn encode_frames(&self, vectors: &[f32]) -> Vec<u16> {
         let (frames, levels) = (vectors.len() / self.dimension, self.levels());
         let mut by_frame = vec![0u16; frames * levels];
         by_frame.par_chunks_mut(TASK * levels).zip(vectors.par_chunks(TASK * self.dimension)).for_each(
@@ -86,13 +92,7 @@ impl ResidualQuantizer {
                 }
             },
         );
-        let mut codes = vec![0; by_frame.len()];
-        for t in 0..frames {
-            for level in 0..levels {
-                codes[level * frames + t] = by_frame[t * levels + level];
-            }
-        }
-        codes
+        by_frame
     }
 
     /// Index of the nearest entry of one level for each row of `rows`.

@@ -16,9 +16,10 @@ use published::Published;
 use quantizer::Quantizer;
 
 pub use config::DacConfig;
-use stream::DacStream;
+use stream::{DacEncoder, DacStream};
 
-use super::{Codec, CodecStream, StreamCodec, decode_by_stream};
+use super::windowed::Windowed;
+use super::{Codec, DecodeStream, EncodeStream, StreamCodec, decode_by_stream, encode_by_stream};
 use crate::checkpoint::CheckpointError;
 use crate::published::{ConfigError, read_config};
 use crate::tokens::{CodecSpec, CodecTokens};
@@ -105,27 +106,29 @@ impl Dac {
 
     /// What the encoder makes of mono samples, before quantisation: `[tokens, latent]`.
     pub fn latents(&self, mono: &[f32]) -> Vec<f32> {
-        let hop = self.config.hop();
-        let tokens = mono.len().div_ceil(hop);
-        let reach = Encoder::reach(&self.config);
-        let mut latents = Vec::with_capacity(tokens * self.config.latent());
-        for window in windows(tokens, reach) {
-            let [from, end] = [window.from * hop, (window.end * hop).min(mono.len())];
-            let mut samples = mono[from..end].to_vec();
-            samples.resize((window.end - window.from) * hop, 0.0);
-            let row = self.config.latent();
-            latents.extend_from_slice(&self.encoder.forward(&samples)[window.kept(row)]);
-        }
+        let mut windows = self.encoder_windows();
+        let mut latents = windows.push(mono, |samples| self.latents_of_window(samples));
+        latents.extend(windows.finish(|samples| self.latents_of_window(samples)));
         latents
+    }
+
+    fn encoder_windows(&self) -> Windowed {
+        Windowed::new([self.config.hop(), self.config.latent()], Encoder::reach(&self.config), WINDOW)
+    }
+
+    /// A last token that is not full is padded with silence.
+    fn latents_of_window(&self, samples: &[f32]) -> Vec<f32> {
+        let mut samples = samples.to_vec();
+        samples.resize(samples.len().next_multiple_of(self.config.hop()), 0.0);
+        self.encoder.forward(&samples)
     }
 
     /// Tokens of mono samples, and each level's projection before it chose, `[tokens, levels * codebook_dim]`: what the
     /// second stage of the papers restores.
     pub fn encode_with_projections(&self, mono: &[f32]) -> (CodecTokens, Vec<f32>) {
-        let latents = self.latents(mono);
-        let tokens = latents.len() / self.config.latent();
-        let out = self.quantizer.encode(latents);
-        let tokens = CodecTokens::new(self.spec.clone(), out.codes, tokens);
+        let out = self.quantizer.encode(self.latents(mono));
+        let frames: Vec<&[u16]> = out.codes.chunks_exact(self.spec.levels).collect();
+        let tokens = CodecTokens::from_frames(self.spec.clone(), &frames);
         (tokens.expect("codes are rows of the codebooks"), out.projections)
     }
 
@@ -153,44 +156,25 @@ impl Codec for Dac {
     }
 
     fn encode(&self, mono: &[f32]) -> CodecTokens {
-        self.encode_with_projections(mono).0
+        encode_by_stream(self, mono)
     }
 
     fn decode(&self, tokens: &CodecTokens, levels: usize, seed: u64) -> Vec<f32> {
-        decode_by_stream(self.stream(levels, seed), tokens)
+        decode_by_stream(self.decoder(levels, seed), tokens)
     }
 }
 
 impl StreamCodec for Dac {
+    fn encoder(&self) -> Box<dyn EncodeStream + '_> {
+        Box::new(DacEncoder::new(self))
+    }
+
     /// The seed changes nothing: this decoder draws no numbers.
-    fn stream(&self, levels: usize, _seed: u64) -> Box<dyn CodecStream + '_> {
+    fn decoder(&self, levels: usize, _seed: u64) -> Box<dyn DecodeStream + '_> {
         Box::new(DacStream::new(self, levels))
     }
 
     fn codebooks(&self) -> (Vec<f32>, usize) {
         (self.quantizer.rows(), self.config.codebook_dim)
     }
-}
-
-/// Tokens to compute, of which those in the middle are kept.
-struct Window {
-    from: usize,
-    end: usize,
-    first_kept: usize,
-    end_kept: usize,
-}
-
-impl Window {
-    /// Where the kept rows lie in what was computed.
-    fn kept(&self, row: usize) -> std::ops::Range<usize> {
-        (self.first_kept - self.from) * row..(self.end_kept - self.from) * row
-    }
-}
-
-/// All `tokens` in windows with `reach` tokens around, as far as there are any.
-fn windows(tokens: usize, reach: usize) -> impl Iterator<Item = Window> {
-    (0..tokens).step_by(WINDOW).map(move |first_kept| {
-        let end_kept = (first_kept + WINDOW).min(tokens);
-        Window { from: first_kept.saturating_sub(reach), end: (end_kept + reach).min(tokens), first_kept, end_kept }
-    })
 }

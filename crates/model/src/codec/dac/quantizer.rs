@@ -33,7 +33,7 @@ pub(super) struct Quantizer {
     levels: Vec<Level>,
 }
 
-/// Codes of all levels, `[levels, tokens]`, and what each level projected before it chose, `[tokens, levels * dim]`.
+/// Codes of all levels, `[tokens, levels]`, and what each level projected before it chose, `[tokens, levels * dim]`.
 pub(super) struct Quantized {
     pub(super) codes: Vec<u16>,
     pub(super) projections: Vec<f32>,
@@ -65,14 +65,13 @@ impl Quantizer {
         let tokens = latents.len() / latent;
         let row = self.levels.len() * dim;
         let mut projections = vec![0.0; tokens * row];
-        // [tokens, levels], so that a task owns its tokens
-        let mut chosen = vec![0u16; tokens * self.levels.len()];
+        let mut codes = vec![0u16; tokens * self.levels.len()];
         let tasks = latents.par_chunks_mut(TASK * latent).zip(projections.par_chunks_mut(TASK * row));
-        tasks.zip(chosen.par_chunks_mut(TASK * self.levels.len())).for_each(|((rest, projections), chosen)| {
+        tasks.zip(codes.par_chunks_mut(TASK * self.levels.len())).for_each(|((rest, projections), codes)| {
             let lines = rest.chunks_exact_mut(latent).zip(projections.chunks_exact_mut(row));
-            for ((rest, projections), chosen) in lines.zip(chosen.chunks_exact_mut(self.levels.len())) {
+            for ((rest, projections), codes) in lines.zip(codes.chunks_exact_mut(self.levels.len())) {
                 let mut scores = vec![0.0; self.codes];
-                let choices = self.levels.iter().zip(projections.chunks_exact_mut(dim)).zip(chosen);
+                let choices = self.levels.iter().zip(projections.chunks_exact_mut(dim)).zip(codes);
                 for ((level, projection), code) in choices {
                     level.project(rest, projection);
                     *code = level.nearest(projection, &mut scores);
@@ -81,19 +80,16 @@ impl Quantizer {
                 }
             }
         });
-        let codes = (0..self.levels.len()).flat_map(|k| chosen.iter().skip(k).step_by(self.levels.len()).copied());
-        Quantized { codes: codes.collect(), projections }
+        Quantized { codes, projections }
     }
 
-    /// Latents `[tokens, latent]` of the codes `[levels, tokens]` of the first levels.
-    pub(super) fn decode(&self, codes: &[u16], tokens: usize) -> Vec<f32> {
-        let mut out = vec![0.0; tokens * self.latent];
-        out.par_chunks_mut(self.latent).enumerate().for_each(|(token, out)| {
-            for (level, codes) in self.levels.iter().zip(codes.chunks_exact(tokens)) {
-                let row = &level.table[usize::from(codes[token]) * self.latent..][..self.latent];
-                out.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-            }
-        });
+    /// The latent `[latent]` of a token's codes, one for each of the first levels.
+    pub(super) fn decode(&self, codes: &[u16]) -> Vec<f32> {
+        let mut out = vec![0.0; self.latent];
+        for (level, code) in self.levels.iter().zip(codes) {
+            let row = &level.table[usize::from(*code) * self.latent..][..self.latent];
+            out.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
         out
     }
 

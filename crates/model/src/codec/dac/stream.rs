@@ -1,61 +1,56 @@
-//! Decoding that goes on: token frames in, samples out, constant memory.
+//! DAC on sound that goes on, in constant memory: samples in and codes out, and the other way. Everything goes through in
+//! windows with all the neighbours that it depends on, so how it is pushed never changes a code or a sample.
 
-use super::{CodecStream, Dac, Decoder, WINDOW};
+use super::{Dac, DecodeStream, Decoder, EncodeStream, WINDOW, Windowed};
 
-/// A running decoder. Tokens are decoded in windows with all the neighbours that their samples depend on, so how they are
-/// pushed never changes a sample.
-pub struct DacStream<'a> {
+/// A running encoder.
+pub(super) struct DacEncoder<'a> {
+    codec: &'a Dac,
+    windows: Windowed,
+}
+
+impl<'a> DacEncoder<'a> {
+    pub(super) fn new(codec: &'a Dac) -> Self {
+        Self { codec, windows: codec.encoder_windows() }
+    }
+}
+
+impl EncodeStream for DacEncoder<'_> {
+    fn push(&mut self, mono: &[f32]) -> Vec<u16> {
+        let latents = self.windows.push(mono, |samples| self.codec.latents_of_window(samples));
+        self.codec.quantizer.encode(latents).codes
+    }
+
+    fn finish(mut self: Box<Self>) -> Vec<u16> {
+        let latents = self.windows.finish(|samples| self.codec.latents_of_window(samples));
+        self.codec.quantizer.encode(latents).codes
+    }
+}
+
+/// A running decoder.
+pub(super) struct DacStream<'a> {
     codec: &'a Dac,
     levels: usize,
-    reach: usize,
-    /// Codes not yet past the reach of the next window, `levels` a token.
-    codes: Vec<u16>,
-    /// Tokens of them that are decoded already.
-    before: usize,
+    windows: Windowed,
 }
 
 impl<'a> DacStream<'a> {
     pub(super) fn new(codec: &'a Dac, levels: usize) -> Self {
-        let most = codec.config().n_codebooks;
+        let config = codec.config();
+        let most = config.n_codebooks;
         assert!((1..=most).contains(&levels), "levels must be 1 to {most}, found {levels}");
-        Self { codec, levels, reach: Decoder::reach(codec.config()), codes: Vec::new(), before: 0 }
-    }
-
-    /// Decodes `count` tokens with the neighbours there are.
-    fn decode(&mut self, count: usize) -> Vec<f32> {
-        let tokens = (self.before + count + self.reach).min(self.codes.len() / self.levels);
-        let rows: Vec<u16> = (0..self.levels)
-            .flat_map(|level| self.codes.iter().skip(level).step_by(self.levels).take(tokens).copied())
-            .collect();
-        let all = self.codec.decoder.forward(&self.codec.quantizer.decode(&rows, tokens));
-        let hop = self.codec.config().hop();
-        let samples = all[self.before * hop..(self.before + count) * hop].to_vec();
-        self.before += count;
-        let gone = self.before.saturating_sub(self.reach);
-        self.codes.drain(..gone * self.levels);
-        self.before -= gone;
-        samples
+        let windows = Windowed::new([config.latent(), config.hop()], Decoder::reach(config), WINDOW);
+        Self { codec, levels, windows }
     }
 }
 
-impl CodecStream for DacStream<'_> {
+impl DecodeStream for DacStream<'_> {
     fn push(&mut self, codes: &[u16]) -> Vec<f32> {
-        self.codes.extend_from_slice(&codes[..self.levels]);
-        if self.codes.len() / self.levels >= self.before + WINDOW + self.reach {
-            self.decode(WINDOW)
-        } else {
-            Vec::new()
-        }
+        let latent = self.codec.quantizer.decode(&codes[..self.levels]);
+        self.windows.push(&latent, |latents| self.codec.decoder.forward(latents))
     }
 
     fn finish(mut self: Box<Self>) -> Vec<f32> {
-        let mut samples = Vec::new();
-        loop {
-            let left = self.codes.len() / self.levels - self.before;
-            if left == 0 {
-                return samples;
-            }
-            samples.extend(self.decode(left.min(WINDOW)));
-        }
+        self.windows.finish(|latents| self.codec.decoder.forward(latents))
     }
 }

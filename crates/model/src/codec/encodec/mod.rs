@@ -1,19 +1,22 @@
 //! EnCodec (Défossez et al., arXiv:2210.13438) as MusicGen uses it: 32 kHz, mono, layers that look both ways.
 //!
-//! A clip goes through as a whole: the long short-term memory in the middle has heard everything before.
+//! Convolutions see a bounded stretch and go through in windows; the long short-term memory in the middle has heard
+//! everything before, and goes on from one window to the next. So long files take constant memory.
 
 mod config;
 mod layers;
 
 use std::path::Path;
 
-use layers::Stack;
+use layers::{Running, Stack};
 use mambo_kernels::linear::{Matrix, Panels, Start};
 use rayon::prelude::*;
 
 pub use config::{EncodecConfig, PadMode};
 
-use super::{Codec, CodecStream, StreamCodec, first_largest};
+use super::{
+    Codec, DecodeStream, EncodeStream, StreamCodec, decode_by_stream, encode_by_stream, first_largest,
+};
 use crate::published::{ConfigError, read_config};
 use crate::tokens::{CodecSpec, CodecTokens};
 use crate::weights::{Weights, WeightsError};
@@ -89,7 +92,29 @@ impl Encodec {
 
     /// What the encoder makes of mono samples, before quantisation: `[tokens, hidden_size]`.
     pub fn latents(&self, mono: &[f32]) -> Vec<f32> {
-        self.encoder.forward(mono.to_vec())
+        let mut running = self.encoder.start();
+        let mut latents = running.push(mono);
+        latents.extend(running.finish());
+        latents
+    }
+
+    /// Codes of latents `[tokens, hidden_size]`, row-major `[tokens, levels]`.
+    fn quantise(&self, mut rest: Vec<f32>) -> Vec<u16> {
+        let (width, levels) = (self.config.hidden_size, self.levels.len());
+        let tokens = rest.len() / width;
+        let mut codes = vec![0; tokens * levels];
+        let mut scores = vec![0.0; tokens * self.config.codebook_size];
+        for (k, level) in self.levels.iter().enumerate().take_while(|_| tokens > 0) {
+            // |z - e|^2 is least where z e - |e|^2 / 2 is most.
+            level.turned.multiply(Matrix::new(&rest, tokens, width), &mut scores, Start::Row(&level.offsets));
+            let chosen: Vec<u16> = scores.par_chunks(self.config.codebook_size).map(first_largest).collect();
+            for ((rest, code), slot) in rest.chunks_exact_mut(width).zip(chosen).zip(codes[k..].iter_mut().step_by(levels)) {
+                let row = &level.rows[usize::from(code) * width..][..width];
+                rest.iter_mut().zip(row).for_each(|(rest, value)| *rest -= value);
+                *slot = code;
+            }
+        }
+        codes
     }
 }
 
@@ -99,45 +124,24 @@ impl Codec for Encodec {
     }
 
     fn encode(&self, mono: &[f32]) -> CodecTokens {
-        let width = self.config.hidden_size;
-        let mut rest = self.latents(mono);
-        let tokens = rest.len() / width;
-        let mut codes = Vec::with_capacity(tokens * self.levels.len());
-        let mut scores = vec![0.0; tokens * self.config.codebook_size];
-        for level in &self.levels {
-            // |z - e|^2 is least where z e - |e|^2 / 2 is most.
-            level.turned.multiply(Matrix::new(&rest, tokens, width), &mut scores, Start::Row(&level.offsets));
-            let chosen: Vec<u16> = scores.par_chunks(self.config.codebook_size).map(first_largest).collect();
-            for (rest, code) in rest.chunks_exact_mut(width).zip(&chosen) {
-                let row = &level.rows[usize::from(*code) * width..][..width];
-                rest.iter_mut().zip(row).for_each(|(rest, value)| *rest -= value);
-            }
-            codes.extend(chosen);
-        }
-        CodecTokens::new(self.spec.clone(), codes, tokens).expect("codes are rows of the codebooks")
+        encode_by_stream(self, mono)
     }
 
-    /// The seed changes nothing: this decoder draws no numbers.
-    fn decode(&self, tokens: &CodecTokens, levels: usize, _seed: u64) -> Vec<f32> {
-        assert!((1..=tokens.spec.levels.min(self.levels.len())).contains(&levels), "levels: {levels}");
-        let width = self.config.hidden_size;
-        let mut sums = vec![0.0; tokens.frames * width];
-        for (k, level) in self.levels[..levels].iter().enumerate() {
-            for (sum, code) in sums.chunks_exact_mut(width).zip(tokens.row(k)) {
-                let row = &level.rows[usize::from(*code) * width..][..width];
-                sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-            }
-        }
-        self.decoder.forward(sums)
+    fn decode(&self, tokens: &CodecTokens, levels: usize, seed: u64) -> Vec<f32> {
+        decode_by_stream(self.decoder(levels, seed), tokens)
     }
 }
 
 impl StreamCodec for Encodec {
+    fn encoder(&self) -> Box<dyn EncodeStream + '_> {
+        Box::new(EncodecEncoder { codec: self, running: self.encoder.start() })
+    }
+
     /// The seed changes nothing: this decoder draws no numbers.
-    fn stream(&self, levels: usize, _seed: u64) -> Box<dyn CodecStream + '_> {
+    fn decoder(&self, levels: usize, _seed: u64) -> Box<dyn DecodeStream + '_> {
         let most = self.levels.len();
         assert!((1..=most).contains(&levels), "levels must be 1 to {most}, found {levels}");
-        Box::new(EncodecStream { codec: self, levels, frames: Vec::new() })
+        Box::new(EncodecStream { codec: self, levels, running: self.decoder.start() })
     }
 
     fn codebooks(&self) -> (Vec<f32>, usize) {
@@ -145,22 +149,39 @@ impl StreamCodec for Encodec {
     }
 }
 
-/// Frames of a clip, which is decoded when all are there.
+struct EncodecEncoder<'a> {
+    codec: &'a Encodec,
+    running: Running<'a>,
+}
+
+impl EncodeStream for EncodecEncoder<'_> {
+    fn push(&mut self, mono: &[f32]) -> Vec<u16> {
+        self.codec.quantise(self.running.push(mono))
+    }
+
+    fn finish(self: Box<Self>) -> Vec<u16> {
+        self.codec.quantise(self.running.finish())
+    }
+}
+
 struct EncodecStream<'a> {
     codec: &'a Encodec,
     levels: usize,
-    frames: Vec<Vec<u16>>,
+    running: Running<'a>,
 }
 
-impl CodecStream for EncodecStream<'_> {
+impl DecodeStream for EncodecStream<'_> {
     fn push(&mut self, codes: &[u16]) -> Vec<f32> {
-        self.frames.push(codes[..self.levels].to_vec());
-        Vec::new()
+        let width = self.codec.config.hidden_size;
+        let mut sum = vec![0.0; width];
+        for (level, code) in self.codec.levels[..self.levels].iter().zip(codes) {
+            let row = &level.rows[usize::from(*code) * width..][..width];
+            sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        self.running.push(&sum)
     }
 
     fn finish(self: Box<Self>) -> Vec<f32> {
-        let spec = CodecSpec { levels: self.levels, ..self.codec.spec.clone() };
-        let tokens = CodecTokens::from_frames(spec, &self.frames).expect("codes of this codec");
-        self.codec.decode(&tokens, self.levels, 0)
+        self.running.finish()
     }
 }

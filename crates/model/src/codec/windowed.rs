@@ -1,0 +1,85 @@
+//! A network of finite reach over rows that keep coming: the same as over all of them at once, in constant memory.
+
+/// Rows wait until all neighbours that their outputs depend on are there; then they go through in windows.
+pub(super) struct Windowed {
+    /// Values of a row, in and out.
+    sizes: [usize; 2],
+    /// Rows on each side of a row that its output depends on.
+    reach: usize,
+    /// Rows at a time: memory, and little else, grows with it.
+    window: usize,
+    /// What waits, and before it as many rows as are still in reach.
+    values: Vec<f32>,
+    /// Rows of it that are done.
+    done: usize,
+}
+
+impl Windowed {
+    pub(super) fn new(sizes: [usize; 2], reach: usize, window: usize) -> Self {
+        Self { sizes, reach, window, values: Vec::new(), done: 0 }
+    }
+
+    /// Takes values, whole rows or not, and gives the outputs of the rows that are ready. `network` gets some rows and gives
+    /// the outputs of all of them.
+    pub(super) fn push(&mut self, values: &[f32], network: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
+        let mut out = Vec::new();
+        // Not all at once: what waits stays short.
+        for part in values.chunks(self.window * self.sizes[0]) {
+            self.values.extend_from_slice(part);
+            while self.values.len() / self.sizes[0] >= self.done + self.window + self.reach {
+                out.extend(self.run(self.window, &network));
+            }
+        }
+        out
+    }
+
+    /// Gives the outputs of the rest. The last row may lack values; the network sees that.
+    pub(super) fn finish(&mut self, network: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
+        let mut out = Vec::new();
+        loop {
+            let left = self.values.len().div_ceil(self.sizes[0]) - self.done;
+            if left == 0 {
+                return out;
+            }
+            out.extend(self.run(left.min(self.window), &network));
+        }
+    }
+
+    fn run(&mut self, count: usize, network: &impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
+        let [from, to] = self.sizes;
+        let seen = ((self.done + count + self.reach) * from).min(self.values.len());
+        let mut out = network(&self.values[..seen]);
+        out.truncate((self.done + count) * to);
+        out.drain(..self.done * to);
+        self.done += count;
+        let gone = self.done.saturating_sub(self.reach);
+        self.values.drain(..(gone * from).min(self.values.len()));
+        self.done -= gone;
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Sums over two rows to each side, of rows of three values; the last row may be shorter. Two outputs a row.
+    fn sums(values: &[f32]) -> Vec<f32> {
+        let rows: Vec<f32> = values.chunks(3).map(|row| row.iter().sum()).collect();
+        let near = |t: usize| rows[t.saturating_sub(2)..(t + 3).min(rows.len())].iter().sum::<f32>();
+        (0..rows.len()).flat_map(|t| [near(t), rows[t]]).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn windows_and_pushes_change_nothing(length in 0usize..120, window in 1usize..9, more in 0usize..3, push in 1usize..20) {
+            let values: Vec<f32> = (0..length).map(|n| (n * 7 % 23) as f32).collect();
+            let mut windowed = Windowed::new([3, 2], 2 + more, window);
+            let mut out: Vec<f32> = values.chunks(push).flat_map(|part| windowed.push(part, sums)).collect();
+            prop_assert!(windowed.values.len() <= 3 * (2 * (2 + more) + window + 1));
+            out.extend(windowed.finish(sums));
+            prop_assert_eq!(out, sums(&values));
+        }
+    }
+}
