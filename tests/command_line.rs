@@ -15,7 +15,7 @@ fn error(output: &Output) -> String {
 #[test]
 fn every_verb_explains_itself() {
     let folder = tempfile::tempdir().unwrap();
-    let verbs: [&[&str]; 15] = [
+    let verbs: [&[&str]; 17] = [
         &["--help"],
         &["generate", "--help"],
         &["data", "fetch", "debian", "--help"],
@@ -28,6 +28,8 @@ fn every_verb_explains_itself() {
         &["train", "lm", "--help"],
         &["eval", "codec", "--help"],
         &["eval", "model", "--help"],
+        &["codec", "encode", "--help"],
+        &["codec", "decode", "--help"],
         &["import", "--help"],
         &["import", "ssm-ttm", "--help"],
         &["inspect", "--help"],
@@ -42,12 +44,14 @@ fn every_verb_explains_itself() {
 #[test]
 fn wrong_usage_is_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
-    let wrong: [&[&str]; 8] = [
+    let wrong: [&[&str]; 10] = [
         &[],
         &["sing"],
         &["generate", "x", "--seconds", "-3"],
         &["generate", "x", "--count", "0"],
         &["prepare", "corpus"],
+        &["codec", "encode"],
+        &["codec", "decode", "a.safetensors", "--levels", "0"],
         &["import", "file.ckpt"],
         &["import", "ssm-ttm", "file.ckpt"],
         &["eval", "model", "--corpus", "corpus", "--shards", "shards", "--split", "train"],

@@ -44,9 +44,15 @@ pub struct GenerateArguments {
     /// Sound format; by default what the file name says, else 16-bit WAV.
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Model folder; by default models/tiny here, above here, or beside the program.
+    /// Model folder, ours or a MusicGen's; by default models/tiny here, above here, or beside the program.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// Codec folder, instead of codec/ in the model folder.
+    #[arg(long, value_name = "DIR")]
+    codec: Option<PathBuf>,
+    /// Text encoder folder, instead of text/ in the model folder.
+    #[arg(long, value_name = "DIR")]
+    text: Option<PathBuf>,
     /// Seconds of fade-out.
     #[arg(long, default_value_t = 2.0, value_parser = fade)]
     fade: f64,
@@ -90,8 +96,21 @@ impl Format {
         }
     }
 
-    fn extension(self) -> &'static str {
+    /// Ending of a file's name.
+    pub fn extension(self) -> &'static str {
         if self == Self::Flac { "flac" } else { "wav" }
+    }
+
+    /// The format that was asked for, else what the file's name says.
+    pub fn of(asked: Option<Self>, target: &Path) -> Result<AudioFormat> {
+        if let Some(format) = asked {
+            return Ok(format.audio());
+        }
+        match target.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).as_deref() {
+            Some("flac") => Ok(AudioFormat::Flac),
+            Some("wav") | None => Ok(AudioFormat::Wav16),
+            Some(other) => bail!("{}: cannot write .{other}; use .wav or .flac, or say --format", target.display()),
+        }
     }
 }
 
@@ -129,7 +148,7 @@ impl GenerateArguments {
         let folder = self.model.clone().map_or_else(default_model, Ok)?;
         let targets = self.targets(prompts.len())?;
         let started = Instant::now();
-        let bundle = Bundle::open(&folder)?;
+        let bundle = Bundle::open_with(&folder, self.codec.as_deref(), self.text.as_deref())?;
         tracing::debug!(seconds = started.elapsed().as_secs_f64(), "model loaded");
         // A second Ctrl-C ends the program at once.
         ctrlc::set_handler(|| {
@@ -211,20 +230,9 @@ impl GenerateArguments {
         Ok(targets)
     }
 
-    fn format_of(&self, target: &Path) -> Result<AudioFormat> {
-        if let Some(format) = self.format {
-            return Ok(format.audio());
-        }
-        match target.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).as_deref() {
-            Some("flac") => Ok(AudioFormat::Flac),
-            Some("wav") | None => Ok(AudioFormat::Wav16),
-            Some(other) => bail!("{}: cannot write .{other}; use .wav or .flac, or say --format", target.display()),
-        }
-    }
-
     fn make(&self, bundle: &Bundle, prompt: &str, seed: u64, target: &Path) -> Result<Made> {
         let started = Instant::now();
-        let sampling = self.sampling.over(&bundle.language().file.sampling);
+        let sampling = self.sampling.over(&bundle.composer().sampling());
         let request = Request {
             prompt: prompt.to_owned(),
             seconds: self.seconds,
@@ -239,7 +247,7 @@ impl GenerateArguments {
             let format = self.format.map_or(AudioFormat::Wav16, Format::audio);
             AudioWriter::to_stream(Box::new(std::io::stdout()), "standard output", format, rate, 1)?
         } else {
-            AudioWriter::create(target, self.format_of(target)?, rate, 1, self.force)?
+            AudioWriter::create(target, Format::of(self.format, target)?, rate, 1, self.force)?
         };
         let mut playing = if self.play { Some(player::start()?) } else { None };
         let mut speaker = match playing.as_mut().and_then(|child| child.stdin.take()) {

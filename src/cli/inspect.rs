@@ -9,9 +9,12 @@ use mambo_audio::AudioReader;
 use mambo_data::Manifest;
 use mambo_data::shard::Shard;
 use mambo_model::checkpoint::Checkpoint;
-use mambo_model::codec::HouseCodec;
+use mambo_model::codec::{Codec, HouseCodec, TokenFile};
 use mambo_model::generate::{CONFIG_FILE, LmFile};
+use mambo_model::musicgen::MusicGen;
 use mambo_model::parameters::{Parameters, Role};
+use mambo_model::published::model_type;
+use mambo_model::text::{T5, TextEncoder};
 use mambo_model::weights::Weights;
 use mambo_train::config::LmExperiment;
 use serde_json::{Map, Number, Value, json};
@@ -24,7 +27,8 @@ use super::{print, print_json};
     after_help = "Examples:\n  mambo inspect models/tiny\n  mambo inspect corpus/manifest.jsonl\n  mambo inspect configs/paper-prefix-simba.toml --against configs/musicgen-small.toml\n  mambo inspect song.ogg --json\n  mambo inspect epoch=67-step=29000.ckpt\n\nNothing in a checkpoint is run; one that refers to anything but tensors and plain data is refused."
 )]
 pub struct InspectArguments {
-    /// A model or codec folder, an experiment file, a manifest, a shard, any safetensors file, a PyTorch checkpoint, or a sound file.
+    /// A model or codec folder, ours or published, an experiment file, a manifest, a shard, codec tokens, any safetensors file, a
+    /// PyTorch checkpoint, or a sound file.
     path: PathBuf,
     /// A second experiment file: says what share of its cost the first one has.
     #[arg(long, value_name = "FILE")]
@@ -101,8 +105,8 @@ fn describe(path: &Path) -> Result<Value> {
         if path.join("codec.safetensors").exists() {
             return codec(path);
         }
-        if path.join("config.json").exists() && path.join("model.safetensors").exists() {
-            return published_codec(path);
+        if let Some(kind) = model_type(path) {
+            return published(path, &kind);
         }
         if path.join(Manifest::FILE_NAME).exists() {
             return manifest(path);
@@ -113,9 +117,10 @@ fn describe(path: &Path) -> Result<Value> {
     match extension.as_deref() {
         Some("jsonl") => manifest(path),
         Some("toml") => experiment(path),
-        Some("safetensors") => match Shard::open(path) {
-            Ok(shard) => Ok(shard_facts(&shard)),
-            Err(_) => tensors(path),
+        Some("safetensors") => match (Shard::open(path), TokenFile::open(path)) {
+            (Ok(shard), _) => Ok(shard_facts(&shard)),
+            (_, Ok(file)) => Ok(token_facts(&file)),
+            _ => tensors(path),
         },
         Some("ckpt" | "pt" | "pth") => checkpoint(path),
         _ => sound(path),
@@ -138,8 +143,8 @@ fn model(path: &Path) -> Result<Value> {
     let inner = path.join("codec");
     if inner.join("codec.safetensors").exists() {
         facts["codec"] = codec(&inner)?;
-    } else if inner.is_dir() {
-        facts["codec"] = published_codec(&inner)?;
+    } else if let Some(kind) = model_type(&inner) {
+        facts["codec"] = published(&inner, &kind)?;
     }
     Ok(facts)
 }
@@ -182,15 +187,52 @@ fn codec(path: &Path) -> Result<Value> {
     }))
 }
 
-/// A codec in the layout of another library.
-fn published_codec(path: &Path) -> Result<Value> {
-    let codec = mambo_model::codec::open(path)?;
-    Ok(json!({
-        "kind": "published codec folder",
-        "tokens": serde_json::to_value(codec.spec())?,
-        "frames per second": codec.spec().frame_rate(),
-        "codebook width": codec.codebooks().1,
-    }))
+/// A model in the layout of another library, opened as it would be for use.
+fn published(path: &Path, kind: &str) -> Result<Value> {
+    let mut facts = json!({"kind": format!("published {kind} folder")});
+    match kind {
+        "dac" | "encodec" => {
+            let codec = mambo_model::codec::open(path)?;
+            facts["tokens"] = serde_json::to_value(codec.spec())?;
+            facts["frames per second"] = json!(codec.spec().frame_rate());
+            facts["codebook width"] = json!(codec.codebooks().1);
+        }
+        "t5" => {
+            let encoder = T5::load(path)?;
+            facts["width"] = json!(encoder.width());
+            facts["layers"] = json!(encoder.network().config().num_layers);
+            facts["most tokens"] = json!(encoder.max_tokens());
+            facts["identity"] = json!(encoder.identity());
+        }
+        "musicgen" => {
+            let (model, codec) = MusicGen::load(path)?;
+            let config = model.decoder().config();
+            facts["width"] = json!(config.hidden_size);
+            facts["layers"] = json!(config.num_hidden_layers);
+            facts["text width"] = json!(model.text().width());
+            facts["tokens"] = serde_json::to_value(codec.spec())?;
+            facts["frames per second"] = json!(codec.spec().frame_rate());
+        }
+        other => bail!(
+            "{}: a folder of kind {other}, which Mambo does not read; it reads dac, encodec, t5 and musicgen",
+            path.display()
+        ),
+    }
+    let weights = Weights::open_folder(path)?;
+    let values: usize = weights.entries().map(|(_, _, shape)| shape.iter().product::<usize>()).sum();
+    facts["values in the file"] = json!(values);
+    Ok(facts)
+}
+
+fn token_facts(file: &TokenFile) -> Value {
+    let spec = &file.tokens.spec;
+    json!({
+        "kind": "codec tokens",
+        "tokens": serde_json::to_value(spec).unwrap_or_default(),
+        "frames": file.tokens.frames,
+        "seconds": file.samples as f64 / f64::from(spec.sample_rate),
+        "codec": file.codec,
+    })
 }
 
 fn manifest(path: &Path) -> Result<Value> {

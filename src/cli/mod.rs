@@ -1,5 +1,6 @@
 //! Flags, one file per verb. No logic: each verb fills a typed config, calls the library once, prints.
 
+mod codec;
 mod data;
 mod eval;
 mod generate;
@@ -51,6 +52,9 @@ pub enum Command {
     /// Measure a codec or a model beside its floors and ceilings.
     #[command(subcommand)]
     Eval(eval::EvalCommand),
+    /// Turn sound files into codec tokens and back.
+    #[command(subcommand)]
+    Codec(codec::CodecCommand),
     /// Turn a model that others published into a model folder.
     #[command(subcommand)]
     Import(import::ImportCommand),
@@ -73,6 +77,7 @@ impl Command {
             Self::Prepare(arguments) => arguments.run(),
             Self::Train(command) => command.run(),
             Self::Eval(command) => command.run(),
+            Self::Codec(command) => command.run(),
             Self::Import(command) => command.run(),
             Self::Inspect(arguments) => arguments.run(),
             Self::Completions { shell } => {

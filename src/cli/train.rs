@@ -10,8 +10,9 @@ use mambo_audio::{AudioClip, AudioFormat, AudioWriter};
 use mambo_data::Progress;
 use mambo_model::bundle::{Bundle, Request};
 use mambo_model::codec;
+use mambo_model::composer::PromptedLm;
 use mambo_model::generate::LanguageModel;
-use mambo_model::text::minilm::MiniLm;
+use mambo_model::text;
 use mambo_train::codec::CodecExperiment;
 use mambo_train::config::LmExperiment;
 use mambo_train::lm::{CodecVectors, LmRun};
@@ -151,11 +152,13 @@ impl LmArguments {
 }
 
 /// Ten seconds of the model in training, through the path that `generate` takes.
-fn sample(model: &LanguageModel, codec: &Path, text: &Path, prompt: &str, file: &Path) -> Result<()> {
+fn sample(model: &LanguageModel, codec: &Path, text_folder: &Path, prompt: &str, file: &Path) -> Result<()> {
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let bundle = Bundle::new(model.clone(), codec::open(codec)?, MiniLm::load(text)?);
+    let composer = PromptedLm::new(model.clone(), text::open(text_folder)?)
+        .with_context(|| format!("--text {}", text_folder.display()))?;
+    let bundle = Bundle::new(Box::new(composer), codec::open(codec)?);
     let request = Request {
         prompt: prompt.to_owned(),
         seconds: 10.0,

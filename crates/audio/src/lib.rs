@@ -19,6 +19,6 @@ pub use clip::AudioClip;
 pub use error::AudioError;
 pub use level::{CORPUS_LUFS, level, read_levelled};
 pub use loudness::{Loudness, LoudnessMeter, measure};
-pub use read::{AudioReader, MAX_CHANNELS, SAMPLE_RATES, read, read_mono};
+pub use read::{AudioReader, MAX_CHANNELS, MonoReader, SAMPLE_RATES, read, read_mono};
 pub use resample::{Resampler, resample, resampled_length};
 pub use write::{AudioFormat, AudioWriter, write};

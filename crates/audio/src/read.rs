@@ -187,21 +187,56 @@ pub fn read(path: &Path) -> Result<AudioClip, AudioError> {
     Ok(clip)
 }
 
+/// A file as one channel (the mean of all) at a wanted rate, block by block.
+pub struct MonoReader {
+    reader: AudioReader,
+    rate: u32,
+    /// `None` when the file is at its end.
+    resampler: Option<Resampler>,
+}
+
+impl MonoReader {
+    /// Opens a file to be read at `rate` Hz.
+    ///
+    /// # Errors
+    /// As [`AudioReader::open`].
+    pub fn open(path: &Path, rate: u32) -> Result<Self, AudioError> {
+        let reader = AudioReader::open(path)?;
+        let resampler = Some(Resampler::new(reader.sample_rate(), rate, 1));
+        Ok(Self { reader, rate, resampler })
+    }
+
+    /// The next samples, perhaps none yet; `None` at the end.
+    ///
+    /// # Errors
+    /// As [`AudioReader::next_block`].
+    pub fn next_block(&mut self) -> Result<Option<Vec<f32>>, AudioError> {
+        let Some(mut resampler) = self.resampler.take() else { return Ok(None) };
+        let Some(block) = self.reader.next_block()? else {
+            return Ok(resampler.finish().channels.into_iter().next());
+        };
+        let ready = resampler.push(&AudioClip::from_mono(block.to_mono(), self.reader.sample_rate()));
+        self.resampler = Some(resampler);
+        Ok(ready.channels.into_iter().next())
+    }
+
+    /// Samples a second.
+    pub fn rate(&self) -> u32 {
+        self.rate
+    }
+}
+
 /// Reads a whole file as one channel (the mean of all) at `rate` Hz. Decoding, mixing and resampling go block
 /// by block.
 ///
 /// # Errors
 /// As [`AudioReader::open`] and [`AudioReader::next_block`].
 pub fn read_mono(path: &Path, rate: u32) -> Result<Vec<f32>, AudioError> {
-    let mut reader = AudioReader::open(path)?;
-    let from = reader.sample_rate();
-    let mut resampler = Resampler::new(from, rate, 1);
+    let mut reader = MonoReader::open(path, rate)?;
     let mut samples = Vec::new();
     while let Some(block) = reader.next_block()? {
-        let mono = AudioClip::from_mono(block.to_mono(), from);
-        samples.extend_from_slice(&resampler.push(&mono).channels[0]);
+        samples.extend_from_slice(&block);
     }
-    samples.extend_from_slice(&resampler.finish().channels[0]);
     Ok(samples)
 }
 

@@ -1,7 +1,7 @@
 //! A model folder that makes music by itself: text encoder, language model, codec, and the one path through them.
 //!
-//! Text -> states -> frames (on a thread of its own) -> codec stream -> master -> fade-out. Nothing here grows with
-//! the length of the clip, and samples come out while later ones are still being made.
+//! Text -> frames (on a thread of its own) -> codec stream -> master -> fade-out. Nothing here grows with the length of the
+//! clip, and samples come out while later ones are still being made.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -9,10 +9,12 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use mambo_audio::master::Master;
 
 use crate::codec::{self, CodecError, DecodeStream, StreamCodec};
+use crate::composer::{Composer, OtherTextEncoder, PromptedLm};
 use crate::generate::{LanguageModel, LmFolderError};
+use crate::musicgen::{MusicGen, MusicGenError};
+use crate::published::model_type;
 use crate::sampler::{Sampling, SamplingError};
-use crate::text::TextError;
-use crate::text::minilm::MiniLm;
+use crate::text::{self, TextError};
 use crate::tokens::CodecSpec;
 
 /// Frames made ahead of the decoder.
@@ -36,12 +38,27 @@ pub enum BundleError {
     /// The text encoder.
     #[error(transparent)]
     Text(#[from] TextError),
-    /// The language model speaks another codec's tokens.
-    #[error(
-        "{path}: the language model was trained on the tokens of {expected:?}, the folder holds the codec {found:?}"
-    )]
-    Mismatch {
+    /// A MusicGen.
+    #[error(transparent)]
+    MusicGen(#[from] MusicGenError),
+    /// A MusicGen with parts of others.
+    #[error("{path}: a MusicGen has its codec and text encoder in it; leave --codec and --text out")]
+    Parts {
         /// Folder.
+        path: PathBuf,
+    },
+    /// The text encoder is not the language model's.
+    #[error("{path}: {source}")]
+    OtherText {
+        /// Folder of the text encoder.
+        path: PathBuf,
+        /// What differs.
+        source: OtherTextEncoder,
+    },
+    /// The language model speaks another codec's tokens.
+    #[error("{path}: the language model was trained on the tokens of {expected}, this is the codec {found}")]
+    Mismatch {
+        /// Folder of the codec.
         path: PathBuf,
         /// Codec of the language model.
         expected: Box<CodecSpec>,
@@ -72,56 +89,69 @@ pub struct Request {
 
 /// A model folder, opened.
 pub struct Bundle {
-    language: LanguageModel,
+    composer: Box<dyn Composer>,
     codec: Box<dyn StreamCodec>,
-    text: MiniLm,
 }
 
 impl Bundle {
-    /// Opens a folder with `lm.toml`, `lm.safetensors`, `codec/` and `text/`. The parts load side by side.
+    /// Opens a folder with `lm.toml`, `lm.safetensors`, `codec/` and `text/`, or a MusicGen as Hugging Face has it.
+    ///
+    /// # Errors
+    /// [`BundleError`], naming the file and what is wrong with it.
     pub fn open(folder: &Path) -> Result<Self, BundleError> {
+        Self::open_with(folder, None, None)
+    }
+
+    /// The same with a codec or a text encoder from elsewhere. The parts load side by side.
+    ///
+    /// # Errors
+    /// As [`Bundle::open`].
+    pub fn open_with(folder: &Path, codec: Option<&Path>, text: Option<&Path>) -> Result<Self, BundleError> {
         if !folder.is_dir() {
             return Err(BundleError::Missing { path: folder.to_owned() });
         }
+        if model_type(folder).as_deref() == Some("musicgen") {
+            if codec.is_some() || text.is_some() {
+                return Err(BundleError::Parts { path: folder.to_owned() });
+            }
+            let (composer, codec) = MusicGen::load(folder)?;
+            return Ok(Self::new(Box::new(composer), Box::new(codec)));
+        }
+        let codec_path = codec.map_or_else(|| folder.join("codec"), Path::to_owned);
+        let text_path = text.map_or_else(|| folder.join("text"), Path::to_owned);
         let (text, (codec, language)) = rayon::join(
-            || MiniLm::load(&folder.join("text")),
-            || rayon::join(|| codec::open(&folder.join("codec")), || LanguageModel::open(folder)),
+            || text::open(&text_path),
+            || rayon::join(|| codec::open(&codec_path), || LanguageModel::open(folder)),
         );
-        let (text, codec, language) = (text?, codec?, language?);
-        let expected = &language.file.codec;
-        let found = codec.spec();
+        // The language model first: without one the folder is none of ours.
+        let (language, codec, text) = (language?, codec?, text?);
+        let (expected, found) = (&language.file.codec, codec.spec());
         if expected.name != found.name
             || expected.hop != found.hop
             || expected.cardinality != found.cardinality
             || expected.levels > found.levels
         {
-            return Err(BundleError::Mismatch {
-                path: folder.to_owned(),
-                expected: Box::new(expected.clone()),
-                found: Box::new(found.clone()),
-            });
+            let (expected, found) = (Box::new(expected.clone()), Box::new(found.clone()));
+            return Err(BundleError::Mismatch { path: codec_path, expected, found });
         }
-        Ok(Self { language, codec, text })
+        let composer =
+            PromptedLm::new(language, text).map_err(|source| BundleError::OtherText { path: text_path, source })?;
+        Ok(Self::new(Box::new(composer), codec))
     }
 
     /// From parts in memory.
-    pub fn new(language: LanguageModel, codec: Box<dyn StreamCodec>, text: MiniLm) -> Self {
-        Self { language, codec, text }
+    pub fn new(composer: Box<dyn Composer>, codec: Box<dyn StreamCodec>) -> Self {
+        Self { composer, codec }
     }
 
-    /// The language model.
-    pub fn language(&self) -> &LanguageModel {
-        &self.language
+    /// What writes the codes.
+    pub fn composer(&self) -> &dyn Composer {
+        self.composer.as_ref()
     }
 
     /// The codec.
     pub fn codec(&self) -> &dyn StreamCodec {
         self.codec.as_ref()
-    }
-
-    /// The text encoder.
-    pub fn text(&self) -> &MiniLm {
-        &self.text
     }
 
     /// Sample rate of what it makes, in Hz.
@@ -131,15 +161,12 @@ impl Bundle {
 
     /// Starts a clip: an iterator of blocks of mono samples.
     pub fn clip(&self, request: &Request) -> Result<Clip<'_>, BundleError> {
-        let prompt = request.prompt.trim();
-        let states = (!prompt.is_empty()).then(|| self.text.encode(&[prompt]).remove(0));
-        let generator =
-            self.language.generate(states.as_ref().map(|s| s.states.as_slice()), &request.sampling, request.seed)?;
-        let tempo = generator.tempo();
+        let composition = self.composer.compose(&request.prompt, &request.sampling, request.seed)?;
+        let tempo = composition.tempo;
         let frames = self.codec.spec().frames_for(request.seconds);
         let (sender, receiver) = sync_channel(AHEAD);
         std::thread::spawn(move || {
-            for frame in generator.take(frames) {
+            for frame in composition.frames.take(frames) {
                 if sender.send(frame).is_err() {
                     break;
                 }
@@ -149,7 +176,7 @@ impl Bundle {
         let samples = (request.seconds * rate).round().max(1.0) as usize;
         Ok(Clip {
             frames: receiver,
-            stream: Some(self.codec.decoder(self.language.file.model.codebooks, request.seed)),
+            stream: Some(self.codec.decoder(self.composer.tokens().levels, request.seed)),
             master: Some(Master::new(self.sample_rate(), request.even)),
             tempo,
             total: samples,

@@ -5,6 +5,7 @@ pub mod bundle;
 pub mod checkpoint;
 pub mod clock;
 pub mod codec;
+pub mod composer;
 pub mod device;
 pub mod generate;
 pub mod listen;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// File of the sizes.
@@ -40,6 +41,16 @@ pub enum ConfigError {
         /// The rule that they break.
         rule: &'static str,
     },
+}
+
+/// What kind of model a folder says that it holds, by the names of Hugging Face; ours say nothing.
+pub fn model_type(folder: &Path) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Kind {
+        model_type: String,
+    }
+    let text = std::fs::read(folder.join(CONFIG_FILE)).ok()?;
+    Some(serde_json::from_slice::<Kind>(&text).ok()?.model_type)
 }
 
 /// Reads and checks the sizes of `kind` in a folder; `broken_rule` names the rule that they break, if any.

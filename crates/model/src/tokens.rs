@@ -22,6 +22,13 @@ pub struct CodecSpec {
     pub cardinality: usize,
 }
 
+impl std::fmt::Display for CodecSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, sample_rate, hop, levels, cardinality } = self;
+        write!(f, "{name} ({sample_rate} Hz, {hop} samples a frame, {levels} levels of {cardinality} codes)")
+    }
+}
+
 impl CodecSpec {
     /// Frames per second of audio.
     pub fn frame_rate(&self) -> f64 {

@@ -4,7 +4,7 @@
 //! A loader reads each tensor it knows by name and shape and then calls [`Weights::finish`], so that a file
 //! with too many tensors is refused like one with too few. Source of the format: safetensors 0.8.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+/// Tensors that a message names at most.
+const MOST_NAMED: usize = 8;
 
 /// Why a weights file could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,13 +51,13 @@ pub enum WeightsError {
         /// The tensor.
         name: String,
     },
-    /// The file holds a tensor that the network does not have.
-    #[error("{path}: unexpected tensor {name}; the file belongs to another model or version", path = path.display())]
+    /// The file holds tensors that the network does not have.
+    #[error("{path}: unexpected {names}; the file belongs to another model or version", path = path.display())]
     Unexpected {
         /// The file.
         path: PathBuf,
-        /// The tensor.
-        name: String,
+        /// The first of them, and how many more there are.
+        names: String,
     },
     /// A tensor has another shape than the network needs.
     #[error("{path}: tensor {name} has shape {found:?}, expected {expected:?}", path = path.display())]
@@ -100,6 +105,22 @@ pub enum WeightsError {
     },
 }
 
+/// Requires that no tensor of the file at `path` is left unread.
+///
+/// # Errors
+/// [`WeightsError::Unexpected`], which names them.
+pub(crate) fn require_none<'a>(path: &Path, unread: impl Iterator<Item = &'a str>) -> Result<(), WeightsError> {
+    let names: Vec<&str> = unread.collect();
+    let first = names[..names.len().min(MOST_NAMED)].join(", ");
+    let names = match names.len() {
+        0 => return Ok(()),
+        1 => format!("tensor {first}"),
+        2..=MOST_NAMED => format!("tensors {first}"),
+        all => format!("tensors {first} and {} more", all - MOST_NAMED),
+    };
+    Err(WeightsError::Unexpected { path: path.to_owned(), names })
+}
+
 /// The weight of a weight-normed layer, `g v / |v|`, the length taken over all axes but the first: one of `lengths` (g) for
 /// each of as many rows of `weight` (v), which becomes it.
 pub fn join_weight_norm(lengths: &[f32], weight: &mut [f32]) {
@@ -111,20 +132,27 @@ pub fn join_weight_norm(lengths: &[f32], weight: &mut [f32]) {
     }
 }
 
+/// Which file each tensor is in, by the names of both.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
 /// Place and type of one tensor.
 #[derive(Debug)]
 struct Entry {
+    file: usize,
     element: Dtype,
     shape: Vec<usize>,
     bytes: Range<usize>,
     used: AtomicBool,
 }
 
-/// A safetensors file held in memory, its layout checked.
+/// A safetensors file, or several that belong together, held in memory, the layout checked.
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
-    bytes: Vec<u8>,
+    files: Vec<Vec<u8>>,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
 }
@@ -142,6 +170,39 @@ impl Weights {
         Self::from_bytes(path, std::fs::read(path).map_err(failed)?)
     }
 
+    /// Reads the weights of a folder as Hugging Face has it: `model.safetensors`, or the files that
+    /// `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// As [`Weights::open`]; [`WeightsError::Format`] for an index that is none.
+    pub fn open_folder(folder: &Path) -> Result<Self, WeightsError> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        if single.exists() || !index.exists() {
+            return Self::open(&single);
+        }
+        let failed = |reason: String| WeightsError::Format { path: index.clone(), reason };
+        let text = std::fs::read(&index).map_err(|source| WeightsError::Io { path: index.clone(), source })?;
+        let parts: Index = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
+        let mut all =
+            Self { path: index.clone(), files: Vec::new(), entries: BTreeMap::new(), metadata: BTreeMap::new() };
+        for name in parts.weight_map.into_values().collect::<BTreeSet<String>>() {
+            if Path::new(&name).file_name() != Some(name.as_ref()) {
+                return Err(failed(format!("{name:?} is no file of this folder")));
+            }
+            let part = Self::open(&folder.join(&name))?;
+            for (tensor, mut entry) in part.entries {
+                entry.file = all.files.len();
+                if all.entries.contains_key(&tensor) {
+                    return Err(failed(format!("tensor {tensor} is in two files")));
+                }
+                all.entries.insert(tensor, entry);
+            }
+            all.files.extend(part.files);
+        }
+        Ok(all)
+    }
+
     /// Checks the content of a file; `path` is only used in messages.
     ///
     /// # Errors
@@ -157,6 +218,7 @@ impl Weights {
             .map(|(name, info)| {
                 let (begin, end) = info.data_offsets;
                 let entry = Entry {
+                    file: 0,
                     element: info.dtype,
                     shape: info.shape.clone(),
                     bytes: data_start + begin..data_start + end,
@@ -166,7 +228,7 @@ impl Weights {
             })
             .collect();
         let metadata = layout.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
-        Ok(Self { path: path.to_owned(), bytes, entries, metadata })
+        Ok(Self { path: path.to_owned(), files: vec![bytes], entries, metadata })
     }
 
     /// The path given at opening.
@@ -174,9 +236,11 @@ impl Weights {
         &self.path
     }
 
-    /// The bytes of the file.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// SHA-256 of the file, or of all files in the order of their names, in hexadecimal.
+    pub fn sha256(&self) -> String {
+        let mut hasher = Sha256::new();
+        self.files.iter().for_each(|file| hasher.update(file));
+        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Name, element type and shape of every tensor, by name.
@@ -226,7 +290,7 @@ impl Weights {
     /// [`WeightsError::Missing`], [`WeightsError::Shape`], [`WeightsError::ElementType`], [`WeightsError::NotFinite`].
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         let entry = self.entry(name, shape)?;
-        let bytes = &self.bytes[entry.bytes.clone()];
+        let bytes = self.bytes(entry);
         let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
         let values = match entry.element {
             Dtype::F32 => {
@@ -248,6 +312,21 @@ impl Weights {
         }
     }
 
+    /// A tensor of u16, row-major.
+    ///
+    /// # Errors
+    /// [`WeightsError::Missing`], [`WeightsError::Shape`], [`WeightsError::ElementType`].
+    pub fn u16(&self, name: &str, shape: &[usize]) -> Result<Vec<u16>, WeightsError> {
+        let entry = self.entry(name, shape)?;
+        match entry.element {
+            Dtype::U16 => {
+                let pairs = self.bytes(entry).chunks_exact(2);
+                Ok(pairs.map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect())
+            }
+            other => Err(self.wrong_type(name, other, "U16")),
+        }
+    }
+
     /// A tensor of bytes with sign, row-major, as it lies in the file.
     ///
     /// # Errors
@@ -255,7 +334,7 @@ impl Weights {
     pub fn i8(&self, name: &str, shape: &[usize]) -> Result<&[i8], WeightsError> {
         let entry = self.entry(name, shape)?;
         match entry.element {
-            Dtype::I8 => Ok(bytemuck::cast_slice(&self.bytes[entry.bytes.clone()])),
+            Dtype::I8 => Ok(bytemuck::cast_slice(self.bytes(entry))),
             other => Err(self.wrong_type(name, other, "I8")),
         }
     }
@@ -285,12 +364,14 @@ impl Weights {
     /// Requires that every tensor of the file has been read.
     ///
     /// # Errors
-    /// [`WeightsError::Unexpected`] with the first that has not.
+    /// [`WeightsError::Unexpected`] with those that have not.
     pub fn finish(&self) -> Result<(), WeightsError> {
-        match self.entries.iter().find(|(_, entry)| !entry.used.load(Ordering::Relaxed)) {
-            None => Ok(()),
-            Some((name, _)) => Err(WeightsError::Unexpected { path: self.path.clone(), name: name.clone() }),
-        }
+        let unused = self.entries.iter().filter(|(_, entry)| !entry.used.load(Ordering::Relaxed));
+        require_none(&self.path, unused.map(|(name, _)| name.as_str()))
+    }
+
+    fn bytes(&self, entry: &Entry) -> &[u8] {
+        &self.files[entry.file][entry.bytes.clone()]
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry, WeightsError> {
@@ -422,6 +503,37 @@ mod tests {
         let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
         let weights = open(file(header, &f32::NAN.to_le_bytes())).unwrap();
         assert!(matches!(weights.f32("a", &[1]), Err(WeightsError::NotFinite { .. })));
+    }
+
+    #[test]
+    fn files_that_belong_together_are_read_as_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
+        let one = |name: &str, value: f32| {
+            let header = format!(r#"{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#);
+            file(&header, &value.to_le_bytes())
+        };
+        write("1.safetensors", &one("a", 1.5));
+        write("2.safetensors", &one("b", -2.0));
+        let index = r#"{"metadata": {}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
+        write("model.safetensors.index.json", index.as_bytes());
+        let weights = Weights::open_folder(folder.path()).unwrap();
+        assert_eq!(weights.f32("b", &[1]).unwrap(), [-2.0]);
+        assert!(weights.finish().unwrap_err().to_string().contains("tensor a"));
+        assert_eq!(weights.f32("a", &[1]).unwrap(), [1.5]);
+        weights.finish().unwrap();
+        write("2.safetensors", &one("a", -2.0));
+        assert!(Weights::open_folder(folder.path()).unwrap_err().to_string().contains("tensor a is in two files"));
+        for outside in ["../1.safetensors", "/etc/passwd", "", ".."] {
+            let index = format!(r#"{{"weight_map": {{"a": {outside:?}}}}}"#);
+            write("model.safetensors.index.json", index.as_bytes());
+            let error = Weights::open_folder(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("no file of this folder"), "{error}");
+        }
+        let many: Vec<String> =
+            (0..11).map(|n| format!(r#""t{n:02}":{{"dtype":"I8","shape":[0],"data_offsets":[0,0]}}"#)).collect();
+        let error = open(file(&format!("{{{}}}", many.join(",")), &[])).unwrap().finish().unwrap_err().to_string();
+        assert!(error.contains("t07 and 3 more"), "{error}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use mambo_eval::prompts::{fixed_prompts, parse_prompts};
 use mambo_eval::report::{FigureTable, Report, number};
 use mambo_model::bundle::Bundle;
 use mambo_model::codec::StreamCodec;
-use mambo_model::generate::LmFile;
+use mambo_model::generate::{CONFIG_FILE, LmFile};
 use mambo_model::random;
 use mambo_model::sampler::Sampling;
 use mambo_model::tokens::CodecSpec;
@@ -40,8 +40,14 @@ const TEST_RATIO: f64 = 0.9;
 /// Flags of `mambo eval model`.
 #[derive(Debug, Args)]
 pub struct ModelArguments {
-    /// Model folder; by default models/tiny.
+    /// Model folder, ours or a MusicGen's; by default models/tiny.
     model: Option<PathBuf>,
+    /// Codec folder, instead of codec/ in the model folder.
+    #[arg(long, value_name = "DIR")]
+    codec: Option<PathBuf>,
+    /// Text encoder folder, instead of text/ in the model folder.
+    #[arg(long, value_name = "DIR")]
+    text: Option<PathBuf>,
     /// Corpus: folder or manifest file with the real music.
     #[arg(long, value_name = "DIR")]
     corpus: PathBuf,
@@ -137,12 +143,17 @@ impl ModelArguments {
     pub fn run(self) -> Result<ExitCode> {
         let bar = spinner();
         let folder = self.model.clone().map_or_else(default_model, Ok)?;
-        let bundle = Bundle::open(&folder)?;
+        let bundle = Bundle::open_with(&folder, self.codec.as_deref(), self.text.as_deref())?;
         let judge = self.common.judge(Some(&folder))?;
         let shards = Arc::new(Shard::open_folders(&self.shards)?);
-        let training = training_tokens(&shards);
-        let real = self.real_clips(&shards, bundle.codec(), &bar)?;
         let spec = bundle.codec().spec().clone();
+        // Tokens of another codec say nothing about this model's: no bigram, no search for copies, no perplexity.
+        let same_tokens = shards.iter().all(|shard| shard.header().spec.codec == spec);
+        if !same_tokens {
+            tracing::info!("the shards hold tokens of another codec: only their captions are used");
+        }
+        let training = if same_tokens { training_tokens(&shards) } else { Vec::new() };
+        let real = self.real_clips(&shards, bundle.codec(), &bar)?;
         let settings = Settings {
             seconds: self.seconds,
             clips: self.clips,
@@ -168,9 +179,9 @@ impl ModelArguments {
             judge: &judge,
             settings,
         };
-        let bigram = KneserNeyBigram::fit(&training, spec.cardinality);
-        let sampling = self.sampling.over(&bundle.language().file.sampling);
-        let mut systems = systems(&bundle, sampling, &real, &bigram, &spec);
+        let bigram = same_tokens.then(|| KneserNeyBigram::fit(&training, spec.cardinality));
+        let sampling = self.sampling.over(&bundle.composer().sampling());
+        let mut systems = systems(&bundle, sampling, &real, bigram.as_ref(), &spec);
         if self.model_only {
             systems.retain(|system| system.role == Role::Model);
         }
@@ -184,8 +195,10 @@ impl ModelArguments {
                 all.insert("length".into(), json!(length));
             }
         }
-        step(&bar)("perplexity");
-        self.perplexities(&folder, &shards, &bigram, &mut report)?;
+        if let (Some(bigram), true) = (&bigram, folder.join(CONFIG_FILE).exists()) {
+            step(&bar)("perplexity");
+            self.perplexities(&folder, &shards, bigram, &mut report)?;
+        }
         bar.finish_and_clear();
         self.common.deliver(&report)
     }
@@ -263,28 +276,25 @@ fn systems<'a>(
     bundle: &'a Bundle,
     sampling: Sampling,
     real: &'a [RealClip],
-    bigram: &'a KneserNeyBigram,
+    bigram: Option<&'a KneserNeyBigram>,
     spec: &CodecSpec,
 ) -> Vec<System<'a>> {
-    let levels = bundle.language().file.model.codebooks;
+    let levels = bundle.composer().tokens().levels;
     let codec = bundle.codec();
     let spec = CodecSpec { levels, ..spec.clone() };
     let system = |name: String, role, generate| System { name, role, reads_text: role == Role::Model, generate };
     let (model_spec, bigram_spec) = (spec.clone(), spec.clone());
-    vec![
-        system(
-            "model".into(),
-            Role::Model,
-            Box::new(move |request| {
-                let prompt = request.prompt.trim();
-                let states = (!prompt.is_empty()).then(|| bundle.text().encode(&[prompt]).remove(0));
-                let language = bundle.language();
-                let text = states.as_ref().map(|s| s.states.as_slice());
-                let frames = language.generate(text, &sampling, request.seed).map_err(SystemError::from)?;
-                let frames = frames.take(model_spec.frames_for(request.seconds));
-                Ok(render(codec, frames, levels, request.seed, request.seconds))
-            }),
-        ),
+    let mut systems = vec![system(
+        "model".into(),
+        Role::Model,
+        Box::new(move |request| {
+            let piece =
+                bundle.composer().compose(request.prompt, &sampling, request.seed).map_err(SystemError::from)?;
+            let frames = piece.frames.take(model_spec.frames_for(request.seconds));
+            Ok(render(codec, frames, levels, request.seed, request.seconds))
+        }),
+    )];
+    systems.extend(bigram.map(|bigram| {
         system(
             "bigram, 1 level".into(),
             Role::Bigram,
@@ -293,7 +303,9 @@ fn systems<'a>(
                 let codes = bigram.sample(bigram_spec.frames_for(request.seconds), &mut rng);
                 Ok(render(codec, codes.into_iter().map(|code| vec![code]), 1, request.seed, request.seconds))
             }),
-        ),
+        )
+    }));
+    systems.extend([
         system(
             "uniform tokens".into(),
             Role::Uniform,
@@ -313,5 +325,6 @@ fn systems<'a>(
                 Ok(render(codec, frames, levels, request.seed, request.seconds))
             }),
         ),
-    ]
+    ]);
+    systems
 }

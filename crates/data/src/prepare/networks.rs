@@ -1,4 +1,4 @@
-//! The networks that `mambo prepare` normally uses: the house codec, musicnn, MiniLM.
+//! The networks that `mambo prepare` uses: a codec, musicnn, a text encoder.
 
 use super::{PrepareOptions, PrepareSummary};
 use super::{Stages, TagStage, TextStage, prepare};
@@ -8,7 +8,7 @@ use crate::shard::TextStates;
 use half::f16;
 use mambo_model::codec::{self, StreamCodec};
 use mambo_model::listen::musicnn::Musicnn;
-use mambo_model::text::minilm::{MiniLm, WIDTH};
+use mambo_model::text::{self, TextEncoder};
 use std::path::Path;
 
 /// The networks, opened.
@@ -16,32 +16,7 @@ pub struct Networks {
     codec: Box<dyn StreamCodec>,
     codec_hash: String,
     tagger: Option<(Musicnn, String)>,
-    text: MiniLm,
-}
-
-/// Seconds of sound that a codec is recognised by.
-const FINGERPRINT_SECONDS: usize = 4;
-
-/// A hash of what the codec's tokens mean: its codebooks and its tokens for a fixed sound. The decoder
-/// may be trained further without making prepared tokens useless.
-fn codec_fingerprint(codec: &dyn StreamCodec) -> String {
-    let rate = codec.spec().sample_rate as usize;
-    let mut state = 1_u32;
-    let sound: Vec<f32> = (0..rate * FINGERPRINT_SECONDS)
-        .map(|index| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let noise = (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
-            let seconds = index as f32 / rate as f32;
-            // A rising tone over noise that comes and goes.
-            let tone = (seconds * (200.0 + 300.0 * seconds) * std::f32::consts::TAU).sin();
-            0.3 * tone + 0.4 * noise * (seconds * 3.0).fract()
-        })
-        .collect();
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(format!("{:?}", codec.spec()).as_bytes());
-    hasher.update(bytemuck::cast_slice(&codec.codebooks().0));
-    hasher.update(bytemuck::cast_slice(&codec.encode(&sound).codes));
-    hasher.finalize().to_hex().to_string()
+    text: Box<dyn TextEncoder>,
 }
 
 impl Networks {
@@ -63,8 +38,8 @@ impl Networks {
                 Some((network, crate::fetch::sha256_of(path)?))
             }
         };
-        let encoder = MiniLm::load(text).map_err(|error| fail("text encoder", text, error.to_string()))?;
-        Ok(Self { codec_hash: codec_fingerprint(opened.as_ref()), codec: opened, tagger, text: encoder })
+        let encoder = text::open(text).map_err(|error| fail("text encoder", text, error.to_string()))?;
+        Ok(Self { codec_hash: codec::fingerprint(opened.as_ref()), codec: opened, tagger, text: encoder })
     }
 
     /// Hash of what the codec's tokens mean, as it is written into shards.
@@ -86,9 +61,9 @@ impl Networks {
             tagger: self.tagger.is_some().then_some(&tag as &TagStage<'_>),
             tagger_hash: self.tagger.as_ref().map(|(_, hash)| hash.clone()).unwrap_or_default(),
             text: &text as &TextStage<'_>,
-            text_name: "all-MiniLM-L6-v2".into(),
+            text_name: self.text.name().into(),
             text_hash: self.text.identity().to_owned(),
-            text_width: WIDTH,
+            text_width: self.text.width(),
         };
         prepare(options, &stages, report)
     }

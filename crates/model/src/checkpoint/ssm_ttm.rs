@@ -15,7 +15,7 @@ use crate::lm::{Head, LmConfig, LmConfigError, Positions};
 use crate::parameters::Parameters;
 use crate::sampler::Sampling;
 use crate::tokens::CodecSpec;
-use crate::weights::WeightsError;
+use crate::weights::{WeightsError, require_none};
 
 /// What stands before the names of the language model.
 const PREFIX: &str = "music_model.";
@@ -293,12 +293,13 @@ impl<'a> Shapes<'a> {
             }
         }
         let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-        match self.music.keys().find(|name| !known.contains(*name)) {
-            None => Ok(()),
-            Some(name) => {
-                Err(WeightsError::Unexpected { path: path(), name: format!("{PREFIX}{}", shown(name)) }.into())
-            }
-        }
+        let unread: Vec<String> = self
+            .music
+            .keys()
+            .filter(|name| !known.contains(**name))
+            .map(|name| format!("{PREFIX}{}", shown(name)))
+            .collect();
+        Ok(require_none(self.path, unread.iter().map(String::as_str))?)
     }
 }
 

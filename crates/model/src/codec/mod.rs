@@ -8,6 +8,7 @@ mod flow;
 mod house;
 mod quantizer;
 mod stream;
+mod token_file;
 mod windowed;
 
 pub use bands::BandLayout;
@@ -16,11 +17,11 @@ pub use flow::{FlowConfig, FlowNetwork, LEVEL_CHOICES, level_choice};
 pub use house::{Decoding, HouseCodec, HouseConfig, HouseError, with_context};
 pub use quantizer::ResidualQuantizer;
 pub use stream::HouseStream;
+pub use token_file::TokenFile;
 
 use std::path::Path;
 
-use serde::Deserialize;
-
+use crate::published::model_type;
 use crate::tokens::{CodecSpec, CodecTokens};
 use dac::{Dac, DacError};
 use encodec::{Encodec, EncodecError};
@@ -91,22 +92,39 @@ pub enum CodecError {
     Encodec(#[from] EncodecError),
 }
 
-/// What `config.json` says it describes; house codecs say nothing.
-#[derive(Deserialize)]
-struct Kind {
-    model_type: Option<String>,
-}
-
 /// Opens the folder of a house codec, of a DAC or EnCodec as Hugging Face has it, or the original weights of a DAC.
 pub fn open(path: &Path) -> Result<Box<dyn StreamCodec>, CodecError> {
-    let text = std::fs::read(path.join("config.json")).unwrap_or_default();
-    let kind = serde_json::from_slice::<Kind>(&text).ok().and_then(|kind| kind.model_type);
-    Ok(match kind.as_deref() {
+    Ok(match model_type(path).as_deref() {
         Some("dac") => Box::new(Dac::load(path)?),
         Some("encodec") => Box::new(Encodec::load(path)?),
         _ if path.is_file() => Box::new(Dac::load(path)?),
         _ => Box::new(HouseCodec::load(path)?),
     })
+}
+
+/// Seconds of sound that a codec is recognised by.
+const FINGERPRINT_SECONDS: usize = 4;
+
+/// A hash of what a codec's tokens mean, in hexadecimal: its codebooks and its tokens for a fixed sound. The decoder may be
+/// trained further without making tokens useless.
+pub fn fingerprint(codec: &dyn StreamCodec) -> String {
+    let rate = codec.spec().sample_rate as usize;
+    let mut state = 1_u32;
+    let sound: Vec<f32> = (0..rate * FINGERPRINT_SECONDS)
+        .map(|index| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let noise = (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
+            let seconds = index as f32 / rate as f32;
+            // A rising tone over noise that comes and goes.
+            let tone = (seconds * (200.0 + 300.0 * seconds) * std::f32::consts::TAU).sin();
+            0.3 * tone + 0.4 * noise * (seconds * 3.0).fract()
+        })
+        .collect();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(format!("{:?}", codec.spec()).as_bytes());
+    hasher.update(bytemuck::cast_slice(&codec.codebooks().0));
+    hasher.update(bytemuck::cast_slice(&codec.encode(&sound).codes));
+    hasher.finalize().to_hex().to_string()
 }
 
 /// All tokens of some samples.

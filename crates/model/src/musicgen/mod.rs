@@ -2,22 +2,25 @@
 //! codes in the delay pattern, EnCodec makes sound of them. The papers' benchmark.
 
 mod decoder;
+mod frames;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use mambo_kernels::linear::{self, Matrix};
-use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
 pub use decoder::{Decoder, DecoderConfig, DecoderState};
+pub use frames::Frames;
 
+use crate::codec::Codec;
 use crate::codec::encodec::{Encodec, EncodecConfig};
+use crate::composer::{Composer, Composition};
 use crate::published::{ConfigError, read_config};
-use crate::random;
-use crate::sampler::{Sampling, SamplingError, blend};
+use crate::sampler::{Sampling, SamplingError};
 use crate::text::TextError;
 use crate::text::t5::{T5, T5Config};
-use crate::tokens::DelayPattern;
+use crate::tokens::CodecSpec;
 use crate::weights::{Weights, WeightsError};
 
 /// Why a MusicGen could not be opened.
@@ -55,39 +58,36 @@ impl Config {
     }
 }
 
-/// A MusicGen, ready to use.
+/// A MusicGen, ready to write codes.
 pub struct MusicGen {
     text: T5,
     /// Text states to the decoder's width: weight `[width, text width]` and bias.
     bridge: Option<[Vec<f32>; 2]>,
-    decoder: Decoder,
-    codec: Encodec,
+    decoder: Arc<Decoder>,
+    /// The codec that its codes belong to.
+    spec: CodecSpec,
 }
 
 impl MusicGen {
-    /// Opens a folder.
-    pub fn load(folder: &Path) -> Result<Self, MusicGenError> {
+    /// Opens a folder: the model, and the codec in it.
+    pub fn load(folder: &Path) -> Result<(Self, Encodec), MusicGenError> {
         let config = read_config(folder, "a MusicGen", Config::broken_rule)?;
-        let weights = Weights::open(&folder.join("model.safetensors"))?;
+        let weights = Weights::open_folder(folder)?;
         let (from, to) = (config.text_encoder.d_model, config.decoder.hidden_size);
         let bridge = if from == to {
             None
         } else {
             Some([weights.f32("enc_to_dec_proj.weight", &[to, from])?, weights.f32("enc_to_dec_proj.bias", &[to])?])
         };
+        let codec = Encodec::read(config.audio_encoder, &weights, "audio_encoder.")?;
         let model = Self {
             text: T5::read(config.text_encoder, &weights, "text_encoder.", &folder.join("tokenizer.json"))?,
             bridge,
-            decoder: Decoder::read(config.decoder, &weights, "decoder.")?,
-            codec: Encodec::read(config.audio_encoder, &weights, "audio_encoder.")?,
+            decoder: Arc::new(Decoder::read(config.decoder, &weights, "decoder.")?),
+            spec: codec.spec().clone(),
         };
         weights.finish()?;
-        Ok(model)
-    }
-
-    /// The codec.
-    pub fn codec(&self) -> &Encodec {
-        &self.codec
+        Ok((model, codec))
     }
 
     /// The text encoder.
@@ -109,74 +109,31 @@ impl MusicGen {
     }
 
     /// Frames of codes for a text, without end; an empty one leaves the text out.
-    pub fn generate(&self, text: &str, sampling: &Sampling, seed: u64) -> Result<Frames<'_>, SamplingError> {
+    pub fn generate(&self, text: &str, sampling: &Sampling, seed: u64) -> Result<Frames, SamplingError> {
         let text = text.trim();
         let ids = if text.is_empty() { Vec::new() } else { self.text.token_ids(text) };
         self.frames(&ids, sampling, seed)
     }
 
     /// As [`MusicGen::generate`] for token ids; none leave the text out.
-    pub fn frames(&self, ids: &[u32], sampling: &Sampling, seed: u64) -> Result<Frames<'_>, SamplingError> {
+    pub fn frames(&self, ids: &[u32], sampling: &Sampling, seed: u64) -> Result<Frames, SamplingError> {
         sampling.validate()?;
-        // Weights of the stream that hears the text and of the one that does not.
-        let streams: Vec<(f32, Vec<f32>)> = if ids.is_empty() {
-            [(1.0, Vec::new())].into()
-        } else {
-            [(sampling.guidance, self.hear(ids)), (1.0 - sampling.guidance, Vec::new())].into()
-        };
-        let (weights, texts): (Vec<f32>, Vec<Vec<f32>>) = streams.into_iter().filter(|stream| stream.0 != 0.0).unzip();
-        let texts: Vec<&[f32]> = texts.iter().map(Vec::as_slice).collect();
-        let config = self.decoder.config();
-        Ok(Frames {
-            state: self.decoder.start(&texts),
-            model: self,
-            weights,
-            sampling: sampling.clone(),
-            rng: random::stream(seed, "sample", 0),
-            columns: vec![vec![config.vocab_size as u16; config.num_codebooks]],
-            pattern: DelayPattern::staircase(config.num_codebooks),
-        })
+        let heard = if ids.is_empty() { None } else { Some(self.hear(ids)) };
+        Ok(Frames::new(self.decoder.clone(), heard, self.spec.frame_rate(), sampling, seed))
     }
 }
 
-/// An endless iterator of frames, each one code a codebook.
-pub struct Frames<'a> {
-    model: &'a MusicGen,
-    state: DecoderState,
-    weights: Vec<f32>,
-    sampling: Sampling,
-    rng: ChaCha8Rng,
-    /// The start column and those made so far, as far back as the pattern reaches.
-    columns: Vec<Vec<u16>>,
-    pattern: DelayPattern,
-}
+impl Composer for MusicGen {
+    fn tokens(&self) -> CodecSpec {
+        self.spec.clone()
+    }
 
-impl Iterator for Frames<'_> {
-    type Item = Vec<u16>;
+    /// Those of the paper, section 4.1, with the guidance of section 4.2.
+    fn sampling(&self) -> Sampling {
+        Sampling { top_k: 250, top_p: 1.0, guidance: 3.0, ..Sampling::default() }
+    }
 
-    fn next(&mut self) -> Option<Vec<u16>> {
-        let config = self.model.decoder.config();
-        let special = config.vocab_size as u16;
-        loop {
-            let last = self.columns.last().expect("begins with the start column");
-            let mut logits = self.model.decoder.step(last, &mut self.state);
-            blend(&mut logits, &self.weights);
-            let made = self.state.columns() - 1;
-            let drawn =
-                logits.chunks_exact(config.vocab_size).take(config.num_codebooks).enumerate().map(|(k, logits)| {
-                    // Drawn even where the filler is forced: the place in the stream of numbers depends on the column alone.
-                    let code = self.sampling.draw(k, logits, &mut self.rng);
-                    if made < self.pattern.delay(k) { special } else { code }
-                });
-            let column = drawn.collect();
-            self.columns.push(column);
-            let longest = self.pattern.longest();
-            if self.columns.len() > longest + 1 {
-                self.columns.drain(..self.columns.len() - longest - 1);
-            }
-            if made >= longest {
-                return Some((0..config.num_codebooks).map(|k| self.columns[self.pattern.delay(k)][k]).collect());
-            }
-        }
+    fn compose(&self, prompt: &str, sampling: &Sampling, seed: u64) -> Result<Composition, SamplingError> {
+        Ok(Composition { tempo: None, frames: Box::new(self.generate(prompt, sampling, seed)?) })
     }
 }

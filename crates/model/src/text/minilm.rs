@@ -114,6 +114,10 @@ impl TextEncoder for MiniLm {
         MAX_TOKENS
     }
 
+    fn name(&self) -> &'static str {
+        "all-MiniLM-L6-v2"
+    }
+
     fn identity(&self) -> &str {
         &self.identity
     }

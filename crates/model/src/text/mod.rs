@@ -4,12 +4,12 @@
 pub mod minilm;
 pub mod t5;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use minilm::MiniLm;
 pub use t5::T5;
 
-use crate::published::ConfigError;
+use crate::published::{ConfigError, model_type};
 use crate::weights::WeightsError;
 
 /// Token states of one text.
@@ -44,11 +44,25 @@ pub trait TextEncoder: Send + Sync {
     /// Most tokens a text can have; the rest of a longer one is not read.
     fn max_tokens(&self) -> usize;
 
+    /// Name of the network, for people.
+    fn name(&self) -> &'static str;
+
     /// Name and hash of the weights: stored beside states, and compared before states are used.
     fn identity(&self) -> &str;
 
     /// States of each text. A text's states do not depend on the others. The empty text is the null text.
     fn encode(&self, texts: &[&str]) -> Vec<TextStates>;
+}
+
+/// Opens the folder of a T5 or FLAN-T5 as Hugging Face has it, or of the sentence encoder that comes with Mambo.
+///
+/// # Errors
+/// [`TextError`], naming the file and what is wrong with it.
+pub fn open(folder: &Path) -> Result<Box<dyn TextEncoder>, TextError> {
+    Ok(match model_type(folder).as_deref() {
+        Some("t5") => Box::new(T5::load(folder)?),
+        _ => Box::new(MiniLm::load(folder)?),
+    })
 }
 
 /// Why a text encoder could not be opened.

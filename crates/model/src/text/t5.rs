@@ -14,7 +14,6 @@ use mambo_kernels::norm::Norm;
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use tokenizers::{Tokenizer, TruncationParams};
 
 use super::{TextEncoder, TextError, TextStates};
@@ -289,7 +288,7 @@ impl T5 {
     /// [`TextError`], naming the file and what is wrong with it.
     pub fn load(folder: &Path) -> Result<Self, TextError> {
         let config = read_config(folder, "a T5", T5Config::broken_rule)?;
-        let file = Weights::open(&folder.join("model.safetensors"))?;
+        let file = Weights::open_folder(folder)?;
         let encoder = Self::read(config, &file, "", &folder.join("tokenizer.json"))?;
         file.finish()?;
         Ok(encoder)
@@ -303,9 +302,8 @@ impl T5 {
         let vocabulary = config.vocab_size;
         let (tokenizer, (network, hash)) = rayon::join(
             || open_tokenizer(tokenizer, vocabulary),
-            || rayon::join(|| T5Network::read(config, file, prefix), || Sha256::digest(file.bytes())),
+            || rayon::join(|| T5Network::read(config, file, prefix), || file.sha256()),
         );
-        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Self { network: network?, tokenizer: tokenizer?, identity: format!("t5 {hash}") })
     }
 
@@ -329,6 +327,10 @@ impl TextEncoder for T5 {
 
     fn max_tokens(&self) -> usize {
         MAX_TOKENS
+    }
+
+    fn name(&self) -> &'static str {
+        "T5"
     }
 
     fn identity(&self) -> &str {

@@ -27,8 +27,6 @@ use crate::weights::{Weights, WeightsError};
 
 /// Tokens encoded or decoded at a time: memory, and little else, grows with it.
 const WINDOW: usize = 256;
-/// File of the weights, in the layout of Hugging Face.
-const WEIGHTS_FILE: &str = "model.safetensors";
 
 /// Where weights come from, by the names of Hugging Face's layout.
 trait Reader {
@@ -83,7 +81,7 @@ impl Dac {
             return Ok(codec);
         }
         let config = read_config(path, "a DAC", DacConfig::broken_rule)?;
-        let weights = Weights::open(&path.join(WEIGHTS_FILE))?;
+        let weights = Weights::open_folder(path)?;
         let codec = Self::read(config, &mut &weights)?;
         weights.finish()?;
         Ok(codec)

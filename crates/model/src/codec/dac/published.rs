@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{DacConfig, DacError, Reader};
 use crate::checkpoint::{Checkpoint, Plain};
 use crate::published::ConfigError;
-use crate::weights::{WeightsError, join_weight_norm};
+use crate::weights::{WeightsError, join_weight_norm, require_none};
 
 /// The original file, read tensor by tensor under the names of Hugging Face's layout.
 pub(super) struct Published {
@@ -64,13 +64,8 @@ impl Published {
     /// Every tensor must have been read.
     pub(super) fn finish(&self) -> Result<(), DacError> {
         let state = self.checkpoint.state_dict()?;
-        match state.keys().find(|name| !self.used.contains(**name)) {
-            None => Ok(()),
-            Some(name) => {
-                let path = self.checkpoint.path().to_owned();
-                Err(WeightsError::Unexpected { path, name: (*name).to_owned() }.into())
-            }
-        }
+        let unread = state.keys().copied().filter(|name| !self.used.contains(*name));
+        Ok(require_none(self.checkpoint.path(), unread)?)
     }
 
     fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, DacError> {

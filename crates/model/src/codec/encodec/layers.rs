@@ -315,7 +315,8 @@ mod tests {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(mode);
             let codec = Encodec::load(&folder).expect("a golden folder");
             let hop = codec.config.hop();
-            let samples: Vec<f32> = (0..(2 * WINDOW + 70) * hop - 3).map(|n| (n * n % 997) as f32 / 997.0 - 0.5).collect();
+            let samples: Vec<f32> =
+                (0..(2 * WINDOW + 70) * hop - 3).map(|n| (n * n % 997) as f32 / 997.0 - 0.5).collect();
             let whole = |stack: &Stack, x: &[f32]| {
                 let rows = through(&stack.before, x);
                 through(&stack.after, &stack.start().remember(rows))

@@ -14,9 +14,7 @@ use rayon::prelude::*;
 
 pub use config::{EncodecConfig, PadMode};
 
-use super::{
-    Codec, DecodeStream, EncodeStream, StreamCodec, decode_by_stream, encode_by_stream, first_largest,
-};
+use super::{Codec, DecodeStream, EncodeStream, StreamCodec, decode_by_stream, encode_by_stream, first_largest};
 use crate::published::{ConfigError, read_config};
 use crate::tokens::{CodecSpec, CodecTokens};
 use crate::weights::{Weights, WeightsError};
@@ -55,7 +53,7 @@ impl Encodec {
     /// Opens a folder as Hugging Face has it: `config.json` and `model.safetensors`.
     pub fn load(folder: &Path) -> Result<Self, EncodecError> {
         let config = read_config(folder, "an EnCodec", EncodecConfig::broken_rule)?;
-        let weights = Weights::open(&folder.join("model.safetensors"))?;
+        let weights = Weights::open_folder(folder)?;
         let codec = Self::read(config, &weights, "")?;
         weights.finish()?;
         Ok(codec)
@@ -108,7 +106,9 @@ impl Encodec {
             // |z - e|^2 is least where z e - |e|^2 / 2 is most.
             level.turned.multiply(Matrix::new(&rest, tokens, width), &mut scores, Start::Row(&level.offsets));
             let chosen: Vec<u16> = scores.par_chunks(self.config.codebook_size).map(first_largest).collect();
-            for ((rest, code), slot) in rest.chunks_exact_mut(width).zip(chosen).zip(codes[k..].iter_mut().step_by(levels)) {
+            for ((rest, code), slot) in
+                rest.chunks_exact_mut(width).zip(chosen).zip(codes[k..].iter_mut().step_by(levels))
+            {
                 let row = &level.rows[usize::from(code) * width..][..width];
                 rest.iter_mut().zip(row).for_each(|(rest, value)| *rest -= value);
                 *slot = code;
