@@ -2,7 +2,7 @@
 //! then the whole run with several seeds; validation loss by step, by operations and by time, with its spread.
 //!
 //!     cargo run --release --workspace --example sweep -- OUT RATES STEPS SEEDS EXPERIMENT.toml...
-//!     cargo run --release --workspace --example sweep -- runs/study 2e-3,4e-3,8e-3 100 3 configs/study-*.toml
+//!     cargo run --release --workspace --example sweep -- runs/study 2e-3,4e-3,8e-3,1.6e-2 100 3 configs/study-*.toml
 //!
 //! Every run has a folder of its own under OUT and goes on where it was when the command is given again. Results:
 //! OUT/sweep.json, OUT/sweep.svg, and a table on the standard output.
