@@ -12,7 +12,7 @@ use mambo_audio::{AudioClip, AudioFormat, AudioWriter};
 use mambo_model::bundle::{Bundle, Request};
 use serde::Serialize;
 
-use super::sampling::SamplingArguments;
+use super::sampling::{RefiningArguments, SamplingArguments};
 use super::{player, print, print_json};
 
 /// Set by Ctrl-C: the clip in the making is faded out and kept, later ones are not begun.
@@ -68,9 +68,11 @@ pub struct GenerateArguments {
     /// Print what was made as JSON.
     #[arg(long)]
     json: bool,
-    // Last: its heading goes for every flag after it.
+    // Last: a heading goes for every flag after it.
     #[command(flatten)]
     sampling: SamplingArguments,
+    #[command(flatten)]
+    refining: RefiningArguments,
 }
 
 /// Formats of `--format`.
@@ -149,6 +151,7 @@ impl GenerateArguments {
         let targets = self.targets(prompts.len())?;
         let started = Instant::now();
         let bundle = Bundle::open_with(&folder, self.codec.as_deref(), self.text.as_deref())?;
+        let bundle = self.refining.apply(bundle)?;
         tracing::debug!(seconds = started.elapsed().as_secs_f64(), "model loaded");
         // A second Ctrl-C ends the program at once.
         ctrlc::set_handler(|| {

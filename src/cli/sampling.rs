@@ -1,6 +1,9 @@
-//! Flags that change how codes are drawn; what is left out stays as the model folder says.
+//! Flags that change how codes are drawn and detail is painted; what is left out stays as the model folder says.
 
+use anyhow::Result;
 use clap::Args;
+use mambo_model::bundle::Bundle;
+use mambo_model::diffusion::{RefinerSampling, Solver};
 use mambo_model::sampler::Sampling;
 
 /// Sampling flags of `mambo generate` and `mambo eval model`.
@@ -56,5 +59,59 @@ impl SamplingArguments {
             tempo: self.tempo.or(folder.tempo),
             ..folder
         }
+    }
+}
+
+/// Flags of the second stage, where a model folder has one.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Second stage (where the model folder has one)")]
+pub struct RefiningArguments {
+    /// Leave it out: hear what the language model wrote, decoded as it is.
+    #[arg(long)]
+    stage1_only: bool,
+    /// Steps from noise to detail.
+    #[arg(long, value_name = "N")]
+    refine_steps: Option<usize>,
+    /// How a step is made: euler, heun, ddim, dpm-solver or ancestral, as far as the objective allows.
+    #[arg(long, value_name = "NAME", value_parser = solver)]
+    refine_solver: Option<Solver>,
+    /// How strictly detail follows the prompt; 1 is plain, 0 ignores it.
+    #[arg(long, value_name = "SCALE")]
+    refine_guidance: Option<f32>,
+    /// How strictly detail follows the outline; 1 is plain.
+    #[arg(long, value_name = "SCALE")]
+    refine_outline_guidance: Option<f32>,
+    /// Scale of the noise that detail begins as; below 1 is cleaner.
+    #[arg(long, value_name = "SCALE")]
+    refine_noise: Option<f32>,
+}
+
+fn solver(name: &str) -> Result<Solver, String> {
+    Solver::from_name(name).ok_or_else(|| format!("expected one of {}", Solver::ALL.map(Solver::name).join(", ")))
+}
+
+impl RefiningArguments {
+    /// The settings of a second stage with what was given on the command line.
+    pub fn over(&self, folder: &RefinerSampling) -> RefinerSampling {
+        RefinerSampling {
+            steps: self.refine_steps.unwrap_or(folder.steps),
+            solver: self.refine_solver.unwrap_or(folder.solver),
+            guidance: self.refine_guidance.unwrap_or(folder.guidance),
+            outline_guidance: self.refine_outline_guidance.unwrap_or(folder.outline_guidance),
+            noise: self.refine_noise.unwrap_or(folder.noise),
+            ..folder.clone()
+        }
+    }
+
+    /// The model with these settings.
+    pub fn apply(&self, bundle: Bundle) -> Result<Bundle> {
+        if self.stage1_only {
+            return Ok(bundle.without_refiner());
+        }
+        let settings = bundle.refiner().map(|refiner| self.over(&refiner.config().sampling));
+        Ok(match settings {
+            Some(settings) => bundle.with_refining(settings)?,
+            None => bundle,
+        })
     }
 }

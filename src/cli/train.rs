@@ -9,12 +9,14 @@ use clap::{Args, Subcommand};
 use mambo_audio::{AudioClip, AudioFormat, AudioWriter};
 use mambo_data::Progress;
 use mambo_model::bundle::{Bundle, Request};
-use mambo_model::codec;
+use mambo_model::codec::{self, DecodeStream};
 use mambo_model::composer::PromptedLm;
+use mambo_model::diffusion::{Refiner, RefinerStream};
 use mambo_model::generate::LanguageModel;
 use mambo_model::text;
 use mambo_train::codec::CodecExperiment;
 use mambo_train::config::LmExperiment;
+use mambo_train::diffusion::{DiffusionExperiment, DiffusionRun};
 use mambo_train::lm::{CodecVectors, LmRun};
 use mambo_train::run::read_toml;
 use serde_json::json;
@@ -27,13 +29,15 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// `mambo train`.
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "Examples:\n  mambo train codec configs/codec-tiny.toml -o runs/codec\n  mambo train lm configs/lm-tiny.toml -o runs/lm --codec runs/codec/codec\n\nA run that was interrupted goes on when the same command is given again."
+    after_help = "Examples:\n  mambo train codec configs/codec-tiny.toml -o runs/codec\n  mambo train lm configs/lm-tiny.toml -o runs/lm --codec runs/codec/codec\n  mambo train diffusion configs/refiner.toml -o runs/refiner --codec runs/codec/codec\n\nA run that was interrupted goes on when the same command is given again."
 )]
 pub enum TrainCommand {
     /// The codec: fits the tokeniser, then trains its decoder.
     Codec(CodecArguments),
     /// The language model over the tokens of a prepared corpus.
     Lm(LmArguments),
+    /// The second stage: paints the levels that a language model of one level leaves out.
+    Diffusion(DiffusionArguments),
 }
 
 /// Flags of `mambo train codec`.
@@ -71,6 +75,23 @@ pub struct LmArguments {
     json: bool,
 }
 
+/// Flags of `mambo train diffusion`.
+#[derive(Debug, Args)]
+pub struct DiffusionArguments {
+    /// Experiment file.
+    experiment: PathBuf,
+    /// Run folder: checkpoint, metrics, loss curve, samples, and the finished second stage in `refiner/`, which a model folder
+    /// takes as it is.
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Codec folder: the one that the shards were prepared with.
+    #[arg(long, value_name = "DIR")]
+    codec: PathBuf,
+    /// Print the outcome as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 impl TrainCommand {
     /// Trains.
     pub fn run(self) -> Result<ExitCode> {
@@ -83,6 +104,7 @@ impl TrainCommand {
         match self {
             Self::Codec(arguments) => arguments.run(),
             Self::Lm(arguments) => arguments.run(),
+            Self::Diffusion(arguments) => arguments.run(),
         }
     }
 }
@@ -146,6 +168,44 @@ impl LmArguments {
             }
             let ending = if outcome.stopped { "stopped; the same command goes on from here" } else { "finished" };
             print(format!("{ending} at step {}; model in {}", outcome.step, self.output.join("best").display()))?;
+        }
+        Ok(if outcome.stopped { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    }
+}
+
+impl DiffusionArguments {
+    fn run(self) -> Result<ExitCode> {
+        let experiment = DiffusionExperiment::read(&self.experiment)?;
+        let codec = codec::open(&self.codec)?;
+        let known = codec.refinable().with_context(|| {
+            format!("--codec {}: the codec {} has no levels that could be painted", self.codec.display(), codec.spec())
+        })?;
+        let samples = self.output.join("samples");
+        let mut make = |refiner: &Refiner, codes: &[u16], text: &[f32], step: u64| {
+            let text = (!text.is_empty()).then(|| text.to_vec());
+            let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(refiner, known, text, 0));
+            let mut sound: Vec<f32> = codes.iter().flat_map(|code| stream.push(&[*code])).collect();
+            sound.extend(stream.finish());
+            let clip = AudioClip::from_mono(sound, known.spec().sample_rate);
+            std::fs::create_dir_all(&samples).map_err(|error| format!("{}: {error}", samples.display()))?;
+            let file = samples.join(format!("step-{step:06}.wav"));
+            mambo_audio::write(&file, &clip, AudioFormat::Wav16, true).map_err(|error| error.to_string())
+        };
+        let mut report = |progress: &Progress| tracing::info!("{progress}");
+        let outcome = mambo_train::diffusion::run(DiffusionRun {
+            experiment: &experiment,
+            folder: &self.output,
+            codec: known,
+            stop: &STOP,
+            report: &mut report,
+            sample: Some(&mut make),
+        })?;
+        if self.json {
+            print_json(&outcome)?;
+        } else {
+            let loss = outcome.validation.map_or(String::new(), |loss| format!(" (validation loss {loss:.4})"));
+            let ending = if outcome.stopped { "stopped; the same command goes on from here" } else { "finished" };
+            print(format!("{ending} at step {}{loss}; second stage in {}", outcome.step, outcome.folder.display()))?;
         }
         Ok(if outcome.stopped { ExitCode::from(1) } else { ExitCode::SUCCESS })
     }

@@ -10,6 +10,7 @@ use mambo_audio::master::Master;
 
 use crate::codec::{self, CodecError, DecodeStream, StreamCodec};
 use crate::composer::{Composer, OtherTextEncoder, PromptedLm};
+use crate::diffusion::{REFINER_FOLDER, Refiner, RefinerError, RefinerSampling, RefinerStream};
 use crate::generate::{LanguageModel, LmFolderError};
 use crate::musicgen::{MusicGen, MusicGenError};
 use crate::published::model_type;
@@ -55,6 +56,22 @@ pub enum BundleError {
         /// What differs.
         source: OtherTextEncoder,
     },
+    /// The second stage.
+    #[error(transparent)]
+    Refiner(#[from] RefinerError),
+    /// The second stage was made for other parts.
+    #[error("{path}: the second stage was trained for {expected}, this folder has {found}")]
+    OtherRefiner {
+        /// Folder of the second stage.
+        path: PathBuf,
+        /// Codec and text states of the second stage.
+        expected: String,
+        /// Those of the folder.
+        found: String,
+    },
+    /// A setting of the second stage.
+    #[error("second stage: {0}")]
+    Refining(&'static str),
     /// The language model speaks another codec's tokens.
     #[error("{path}: the language model was trained on the tokens of {expected}, this is the codec {found}")]
     Mismatch {
@@ -91,10 +108,12 @@ pub struct Request {
 pub struct Bundle {
     composer: Box<dyn Composer>,
     codec: Box<dyn StreamCodec>,
+    refiner: Option<Refiner>,
 }
 
 impl Bundle {
-    /// Opens a folder with `lm.toml`, `lm.safetensors`, `codec/` and `text/`, or a MusicGen as Hugging Face has it.
+    /// Opens a folder with `lm.toml`, `lm.safetensors`, `codec/`, `text/` and, if it has a second stage, `refiner/`, or a
+    /// MusicGen as Hugging Face has it.
     ///
     /// # Errors
     /// [`BundleError`], naming the file and what is wrong with it.
@@ -134,14 +153,59 @@ impl Bundle {
             let (expected, found) = (Box::new(expected.clone()), Box::new(found.clone()));
             return Err(BundleError::Mismatch { path: codec_path, expected, found });
         }
+        let text_width = text.width();
         let composer =
             PromptedLm::new(language, text).map_err(|source| BundleError::OtherText { path: text_path, source })?;
-        Ok(Self::new(Box::new(composer), codec))
+        let mut bundle = Self::new(Box::new(composer), codec);
+        let path = folder.join(REFINER_FOLDER);
+        if path.is_dir() {
+            let refiner = Refiner::open(&path)?;
+            let config = refiner.config();
+            let parts = |codec: &CodecSpec, width: usize| format!("the codec {codec} and text states of width {width}");
+            let found = bundle.codec.spec();
+            if bundle.codec.refinable().is_none() || config.codec != *found || config.text_width != text_width {
+                let (expected, found) = (parts(&config.codec, config.text_width), parts(found, text_width));
+                return Err(BundleError::OtherRefiner { path, expected, found });
+            }
+            bundle.refiner = Some(refiner);
+        }
+        Ok(bundle)
     }
 
     /// From parts in memory.
     pub fn new(composer: Box<dyn Composer>, codec: Box<dyn StreamCodec>) -> Self {
-        Self { composer, codec }
+        Self { composer, codec, refiner: None }
+    }
+
+    /// Leaves the second stage out: the codec decodes what the language model wrote.
+    pub fn without_refiner(self) -> Self {
+        Self { refiner: None, ..self }
+    }
+
+    /// Draws detail with other settings; without a second stage they change nothing.
+    ///
+    /// # Errors
+    /// [`BundleError::Refining`] for a setting out of range.
+    pub fn with_refining(self, sampling: RefinerSampling) -> Result<Self, BundleError> {
+        let refiner = match self.refiner {
+            Some(refiner) => Some(refiner.with_sampling(sampling).map_err(BundleError::Refining)?),
+            None => None,
+        };
+        Ok(Self { refiner, ..self })
+    }
+
+    /// The second stage, if there is one.
+    pub fn refiner(&self) -> Option<&Refiner> {
+        self.refiner.as_ref()
+    }
+
+    /// A running decoder of what the composer writes, through the second stage if there is one, for a text that was read as
+    /// `text` `[tokens, text_width]`.
+    pub fn decoder(&self, text: Option<Vec<f32>>, seed: u64) -> Box<dyn DecodeStream + '_> {
+        match (&self.refiner, self.codec.refinable()) {
+            (Some(refiner), Some(codec)) => Box::new(RefinerStream::new(refiner, codec, text, seed)),
+            _ => self.codec.decoder(self.composer.tokens().levels, seed),
+        }
     }
 
     /// What writes the codes.
@@ -162,11 +226,11 @@ impl Bundle {
     /// Starts a clip: an iterator of blocks of mono samples.
     pub fn clip(&self, request: &Request) -> Result<Clip<'_>, BundleError> {
         let composition = self.composer.compose(&request.prompt, &request.sampling, request.seed)?;
-        let tempo = composition.tempo;
+        let (tempo, frames_of_piece) = (composition.tempo, composition.frames);
         let frames = self.codec.spec().frames_for(request.seconds);
         let (sender, receiver) = sync_channel(AHEAD);
         std::thread::spawn(move || {
-            for frame in composition.frames.take(frames) {
+            for frame in frames_of_piece.take(frames) {
                 if sender.send(frame).is_err() {
                     break;
                 }
@@ -176,7 +240,7 @@ impl Bundle {
         let samples = (request.seconds * rate).round().max(1.0) as usize;
         Ok(Clip {
             frames: receiver,
-            stream: Some(self.codec.decoder(self.composer.tokens().levels, request.seed)),
+            stream: Some(self.decoder(composition.text, request.seed)),
             master: Some(Master::new(self.sample_rate(), request.even)),
             tempo,
             total: samples,

@@ -24,6 +24,8 @@ pub trait Composer: Send + Sync {
 pub struct Composition {
     /// Beats a minute that it is played to; `None` without a beat or for a model without a clock.
     pub tempo: Option<f32>,
+    /// States of the text as it was read, `[tokens, width]`; `None` without a text, or where nobody else may read them.
+    pub text: Option<Vec<f32>>,
     /// Frames without end, each one code a level.
     pub frames: Box<dyn Iterator<Item = Vec<u16>> + Send>,
 }
@@ -68,8 +70,8 @@ impl Composer for PromptedLm {
 
     fn compose(&self, prompt: &str, sampling: &Sampling, seed: u64) -> Result<Composition, SamplingError> {
         let prompt = prompt.trim();
-        let states = (!prompt.is_empty()).then(|| self.text.encode(&[prompt]).remove(0));
-        let generator = self.language.generate(states.as_ref().map(|s| s.states.as_slice()), sampling, seed)?;
-        Ok(Composition { tempo: generator.tempo(), frames: Box::new(generator) })
+        let text = (!prompt.is_empty()).then(|| self.text.encode(&[prompt]).remove(0).states);
+        let generator = self.language.generate(text.as_deref(), sampling, seed)?;
+        Ok(Composition { tempo: generator.tempo(), text, frames: Box::new(generator) })
     }
 }

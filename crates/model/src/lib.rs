@@ -7,6 +7,7 @@ pub mod clock;
 pub mod codec;
 pub mod composer;
 pub mod device;
+pub mod diffusion;
 pub mod generate;
 pub mod listen;
 pub mod lm;

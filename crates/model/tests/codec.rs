@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use mambo_model::codec::{
-    BandLayout, Codec, Decoding, FlowConfig, HouseCodec, HouseConfig, LEVEL_CHOICES, StreamCodec, level_choice,
+    BandLayout, Codec, Decoding, HouseCodec, HouseConfig, LEVEL_CHOICES, StreamCodec, level_choice,
 };
+use mambo_model::diffusion::DenoiserConfig;
 use mambo_model::parameters::{Initialiser, Parameters};
 use mambo_model::tokens::CodecSpec;
 
@@ -14,7 +15,7 @@ fn small() -> (HouseConfig, Parameters) {
         layout: BandLayout { window: 512, hop: 128, linear: 20, logarithmic: 12 },
         latent: 8,
         context: 1,
-        flow: FlowConfig { width: 16, blocks: 2, kernel: 3, expansion: 2 },
+        flow: DenoiserConfig { width: 16, blocks: 2, kernel: 3, expansion: 2 },
         decoding: Decoding { steps: 2, noise: 0.8, steady: 0.3, griffin_lim: 4, momentum: 0.9, window: 10, halo: 4 },
     };
     let mut parameters = config.parameters(&mut Initialiser::seeded(1));

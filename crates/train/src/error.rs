@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mambo_data::DataError;
+use mambo_model::diffusion::RefinerError;
 use mambo_model::generate::LmFolderError;
 use mambo_model::lm::LmConfigError;
 use mambo_model::parameters::WriteError;
@@ -78,6 +79,9 @@ pub enum TrainError {
     /// A model folder could not be written.
     #[error(transparent)]
     Folder(#[from] LmFolderError),
+    /// A second stage could not be written.
+    #[error(transparent)]
+    Refiner(#[from] RefinerError),
     /// The run folder belongs to another experiment.
     #[error("{path}: this run folder was made by another experiment; use a fresh folder or the same settings")]
     OtherExperiment {

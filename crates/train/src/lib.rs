@@ -9,6 +9,7 @@ pub mod budget;
 pub mod checkpoint;
 pub mod codec;
 pub mod config;
+pub mod diffusion;
 pub mod error;
 pub mod lm;
 pub mod optim;

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use mambo_audio::{AudioClip, AudioFormat, AudioWriter};
-use mambo_model::codec::{BandLayout, Codec, Decoding, FlowConfig, HouseCodec, HouseConfig};
+use mambo_model::codec::{BandLayout, Codec, Decoding, HouseCodec, HouseConfig};
+use mambo_model::diffusion::DenoiserConfig;
 use mambo_model::tokens::CodecSpec;
 use mambo_train::codec::{CodecExperiment, CodecTrainError, FitConfig, FlowTrainConfig, floor, run};
 use mambo_train::optim::OptimConfig;
@@ -53,7 +54,7 @@ fn experiment(corpus: &Path) -> CodecExperiment {
             layout: BandLayout { window: 512, hop: 128, linear: 40, logarithmic: 16 },
             latent: 12,
             context: 1,
-            flow: FlowConfig { width: 32, blocks: 2, kernel: 3, expansion: 2 },
+            flow: DenoiserConfig { width: 32, blocks: 2, kernel: 3, expansion: 2 },
             decoding: Decoding { window: 40, halo: 8, ..Decoding::default() },
         },
         fit: FitConfig { speeds: vec![1.0, 1.06], tokens: 5000, rounds: 5, ..FitConfig::default() },

@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use mambo_data::{Manifest, Split};
 use mambo_eval::codec_report::{CodecSettings, NamedCodec, TestClip, codec_report, write_spectrograms};
 use mambo_eval::{Judge, MusicnnJudge};
 use mambo_model::codec::{self, Codec};
+use mambo_model::diffusion::{RefinedCodec, Refiner};
 use mambo_train::codec::CodecExperiment;
 use mambo_train::run::read_toml;
 
+use super::super::sampling::RefiningArguments;
 use super::super::{split, tier};
 use super::{Common, clip_name, cut, places, seconds, spinner, step};
 
@@ -26,6 +28,11 @@ pub struct CodecArguments {
     /// Experiment file of the codec: fits the k-means floor codec to the same training music.
     #[arg(long, value_name = "FILE")]
     floor: Option<PathBuf>,
+    /// Second-stage folder: the first level alone, with its detail painted, is judged too.
+    #[arg(long, value_name = "DIR")]
+    refiner: Option<PathBuf>,
+    #[command(flatten)]
+    refining: RefiningArguments,
     /// Only these licence tiers.
     #[arg(long, value_delimiter = ',', value_parser = tier)]
     tiers: Vec<String>,
@@ -93,6 +100,22 @@ impl CodecArguments {
         if let Some(floor) = &floor {
             codecs.push(NamedCodec { name: floor.spec().name.clone(), codec: floor });
         }
+        let refiner = match &self.refiner {
+            Some(folder) => {
+                let refiner = Refiner::open(folder)?;
+                let settings = self.refining.over(&refiner.config().sampling);
+                let refiner = refiner.with_sampling(settings).map_err(|rule| anyhow!("second stage: {rule}"))?;
+                let known = codec.refinable().filter(|_| refiner.config().codec == *codec.spec());
+                let known = known.with_context(|| {
+                    let (made, found) = (&refiner.config().codec, codec.spec());
+                    format!("--refiner {}: it was trained for the codec {made}, this is {found}", folder.display())
+                })?;
+                Some((known, refiner))
+            }
+            None => None,
+        };
+        let refined = refiner.as_ref().map(|(codec, refiner)| RefinedCodec::new(*codec, refiner));
+        codecs.extend(refined.as_ref().map(|codec| NamedCodec { name: codec.spec().name.clone(), codec }));
         let mut judges: Vec<&dyn Judge> = vec![&judge];
         judges.extend(second.as_ref().map(|judge| judge as &dyn Judge));
         let settings = CodecSettings { seed: self.common.seed, draws: self.common.draws(), ..CodecSettings::default() };

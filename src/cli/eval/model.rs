@@ -18,7 +18,7 @@ use mambo_eval::generation::{Generated, RealClip, Role, Settings, Setup, System,
 use mambo_eval::prompts::{fixed_prompts, parse_prompts};
 use mambo_eval::report::{FigureTable, Report, number};
 use mambo_model::bundle::Bundle;
-use mambo_model::codec::StreamCodec;
+use mambo_model::codec::{DecodeStream, StreamCodec};
 use mambo_model::generate::{CONFIG_FILE, LmFile};
 use mambo_model::random;
 use mambo_model::sampler::Sampling;
@@ -28,7 +28,7 @@ use mambo_train::lm::score_model;
 use serde_json::json;
 
 use super::super::generate::default_model;
-use super::super::sampling::SamplingArguments;
+use super::super::sampling::{RefiningArguments, SamplingArguments};
 use super::super::tier;
 use super::{Common, clip_name, cut, places, seconds, spinner, step};
 
@@ -86,9 +86,11 @@ pub struct ModelArguments {
     long_seconds: f64,
     #[command(flatten)]
     common: Common,
-    // Last: its heading goes for every flag after it.
+    // Last: a heading goes for every flag after it.
     #[command(flatten)]
     sampling: SamplingArguments,
+    #[command(flatten)]
+    refining: RefiningArguments,
 }
 
 fn split(name: &str) -> Result<Split, String> {
@@ -116,17 +118,14 @@ fn training_tokens(shards: &[Shard]) -> Vec<&[u16]> {
     items.filter(|item| item.track.split == Split::Train).map(|item| &item.codes_kt[..item.length]).collect()
 }
 
-/// Frames of K codes become sound the way `generate` makes it: streamed and mastered.
+/// Frames of codes become sound the way `generate` makes it: streamed and mastered.
 fn render(
-    codec: &dyn StreamCodec,
+    mut stream: Box<dyn DecodeStream + '_>,
     frames: impl Iterator<Item = Vec<u16>>,
-    levels: usize,
-    seed: u64,
+    rate: u32,
     seconds: f64,
 ) -> Generated {
-    let rate = codec.spec().sample_rate;
     let mut master = Master::new(rate, true);
-    let mut stream = codec.decoder(levels, seed);
     let (mut samples, mut level_one) = (Vec::new(), Vec::new());
     for frame in frames {
         level_one.push(frame[0]);
@@ -144,6 +143,7 @@ impl ModelArguments {
         let bar = spinner();
         let folder = self.model.clone().map_or_else(default_model, Ok)?;
         let bundle = Bundle::open_with(&folder, self.codec.as_deref(), self.text.as_deref())?;
+        let bundle = self.refining.apply(bundle)?;
         let judge = self.common.judge(Some(&folder))?;
         let shards = Arc::new(Shard::open_folders(&self.shards)?);
         let spec = bundle.codec().spec().clone();
@@ -271,7 +271,8 @@ impl ModelArguments {
 }
 
 /// The model, the bigram over first-codebook tokens, uniform tokens, and the real tokens decoded; all but the bigram
-/// with as many codebooks as the model writes.
+/// with as many codebooks as the model writes. With a second stage, the real tokens have all levels, and the real outline is
+/// refined too: what the second stage does to a first one without fault.
 fn systems<'a>(
     bundle: &'a Bundle,
     sampling: Sampling,
@@ -280,51 +281,65 @@ fn systems<'a>(
     spec: &CodecSpec,
 ) -> Vec<System<'a>> {
     let levels = bundle.composer().tokens().levels;
-    let codec = bundle.codec();
+    let (codec, rate) = (bundle.codec(), spec.sample_rate);
+    let refined = bundle.refiner().is_some();
+    let ceiling = if refined { spec.levels } else { levels };
     let spec = CodecSpec { levels, ..spec.clone() };
-    let system = |name: String, role, generate| System { name, role, reads_text: role == Role::Model, generate };
+    let system =
+        |name: &str, role, generate| System { name: name.into(), role, reads_text: role == Role::Model, generate };
     let (model_spec, bigram_spec) = (spec.clone(), spec.clone());
     let mut systems = vec![system(
-        "model".into(),
+        "model",
         Role::Model,
         Box::new(move |request| {
             let piece =
                 bundle.composer().compose(request.prompt, &sampling, request.seed).map_err(SystemError::from)?;
             let frames = piece.frames.take(model_spec.frames_for(request.seconds));
-            Ok(render(codec, frames, levels, request.seed, request.seconds))
+            Ok(render(bundle.decoder(piece.text, request.seed), frames, rate, request.seconds))
         }),
     )];
     systems.extend(bigram.map(|bigram| {
         system(
-            "bigram, 1 level".into(),
+            "bigram, 1 level",
             Role::Bigram,
             Box::new(move |request| {
                 let mut rng = random::stream(request.seed, "bigram", 0);
                 let codes = bigram.sample(bigram_spec.frames_for(request.seconds), &mut rng);
-                Ok(render(codec, codes.into_iter().map(|code| vec![code]), 1, request.seed, request.seconds))
+                let frames = codes.into_iter().map(|code| vec![code]);
+                Ok(render(codec.decoder(1, request.seed), frames, rate, request.seconds))
             }),
         )
     }));
-    systems.extend([
-        system(
-            "uniform tokens".into(),
-            Role::Uniform,
+    systems.push(system(
+        "uniform tokens",
+        Role::Uniform,
+        Box::new(move |request| {
+            let tokens = uniform_tokens(&spec, spec.frames_for(request.seconds), request.seed);
+            let frames = (0..tokens.frames).map(|t| tokens.frame(t));
+            Ok(render(codec.decoder(levels, request.seed), frames, rate, request.seconds))
+        }),
+    ));
+    let of_real = move |real: Option<&RealClip>, stream, seconds| {
+        let tokens = codec.encode(&real.ok_or("real tokens need a real clip")?.samples);
+        Ok(render(stream, (0..tokens.frames).map(|t| tokens.frame(t)), rate, seconds))
+    };
+    systems.push(system(
+        "real tokens",
+        Role::Ceiling,
+        Box::new(move |request| {
+            let clip = request.real.map(|index| &real[index]);
+            of_real(clip, codec.decoder(ceiling, request.seed), request.seconds)
+        }),
+    ));
+    if refined {
+        systems.push(system(
+            "real outline, refined",
+            Role::Other,
             Box::new(move |request| {
-                let tokens = uniform_tokens(&spec, spec.frames_for(request.seconds), request.seed);
-                let frames = (0..tokens.frames).map(|t| tokens.frame(t));
-                Ok(render(codec, frames, levels, request.seed, request.seconds))
+                let clip = request.real.map(|index| &real[index]);
+                of_real(clip, bundle.decoder(None, request.seed), request.seconds)
             }),
-        ),
-        system(
-            "real tokens".into(),
-            Role::Ceiling,
-            Box::new(move |request| {
-                let clip = request.real.map(|index| &real[index]).ok_or("real tokens need a real clip")?;
-                let tokens = codec.encode(&clip.samples);
-                let frames = (0..tokens.frames).map(|t| tokens.frame(t)[..levels].to_vec());
-                Ok(render(codec, frames, levels, request.seed, request.seconds))
-            }),
-        ),
-    ]);
+        ));
+    }
     systems
 }

@@ -13,12 +13,13 @@ use mambo_kernels::matmul::{Strided, matmul};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::flow::{FlowConfig, FlowNetwork, LEVEL_CHOICES, level_choice};
+use super::flow::{FlowNetwork, LEVEL_CHOICES, level_choice};
 use super::stream::HouseEncoder;
 use super::{
-    BandLayout, Codec, DecodeStream, EncodeStream, HouseStream, ResidualQuantizer, StreamCodec, decode_by_stream,
-    encode_by_stream,
+    BandLayout, Codec, DecodeStream, EncodeStream, HouseStream, PaintStream, Refinable, ResidualQuantizer, StreamCodec,
+    decode_by_stream, encode_by_stream,
 };
+use crate::diffusion::DenoiserConfig;
 use crate::parameters::{Initialiser, Parameters, Precision, Role, WriteError, write_atomically};
 use crate::tokens::{CodecSpec, CodecTokens};
 use crate::weights::WeightsError;
@@ -66,7 +67,7 @@ pub struct HouseConfig {
     /// Tokens on each side that the linear mean sees.
     pub context: usize,
     /// The flow network.
-    pub flow: FlowConfig,
+    pub flow: DenoiserConfig,
     /// How tokens become sound.
     pub decoding: Decoding,
 }
@@ -78,7 +79,7 @@ impl Default for HouseConfig {
             layout: BandLayout::default(),
             latent: 64,
             context: 2,
-            flow: FlowConfig::default(),
+            flow: DenoiserConfig::default(),
             decoding: Decoding::default(),
         }
     }
@@ -347,6 +348,35 @@ impl StreamCodec for HouseCodec {
 
     fn codebooks(&self) -> (Vec<f32>, usize) {
         (self.quantizer.vectors().to_vec(), self.quantizer.dimension())
+    }
+
+    fn refinable(&self) -> Option<&dyn Refinable> {
+        Some(self)
+    }
+}
+
+/// Outline and detail are latents that add up to the one that the decoder reads.
+impl Refinable for HouseCodec {
+    fn outline_width(&self) -> usize {
+        self.config.latent
+    }
+
+    fn detail_width(&self) -> usize {
+        self.config.latent
+    }
+
+    fn outline(&self, code: u16) -> Vec<f32> {
+        self.quantizer.vector(0, usize::from(code)).to_vec()
+    }
+
+    fn detail(&self, codes: &[u16]) -> Vec<f32> {
+        let levels = self.config.spec.levels;
+        let all = self.quantizer.decode(&codes[..levels], 1, levels);
+        all.iter().zip(self.quantizer.vector(0, usize::from(codes[0]))).map(|(all, outline)| all - outline).collect()
+    }
+
+    fn painted(&self, seed: u64) -> Box<dyn PaintStream + '_> {
+        Box::new(HouseStream::new(self, self.config.spec.levels, seed))
     }
 }
 

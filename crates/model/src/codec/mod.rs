@@ -9,11 +9,11 @@ mod house;
 mod quantizer;
 mod stream;
 mod token_file;
-mod windowed;
+pub(crate) mod windowed;
 
 pub use bands::BandLayout;
 pub use floor::FloorCodec;
-pub use flow::{FlowConfig, FlowNetwork, LEVEL_CHOICES, level_choice};
+pub use flow::{FlowNetwork, LEVEL_CHOICES, level_choice};
 pub use house::{Decoding, HouseCodec, HouseConfig, HouseError, with_context};
 pub use quantizer::ResidualQuantizer;
 pub use stream::HouseStream;
@@ -55,6 +55,45 @@ pub trait StreamCodec: Codec {
     /// The rows of all codebooks, `[levels, codes, width]`, and their width: what codes mean, and where a language model's
     /// embeddings may begin.
     fn codebooks(&self) -> (Vec<f32>, usize);
+
+    /// The codec as a second stage sees it, if one can paint its levels.
+    fn refinable(&self) -> Option<&dyn Refinable> {
+        None
+    }
+}
+
+/// A codec whose levels beyond the first a second stage can paint: the first level is the outline, what the others add to it
+/// is the detail.
+pub trait Refinable: StreamCodec {
+    /// Values of a frame's outline.
+    fn outline_width(&self) -> usize;
+
+    /// Values of a frame's detail.
+    fn detail_width(&self) -> usize;
+
+    /// The outline of a first-level code.
+    ///
+    /// # Panics
+    /// If it is no code of the codec.
+    fn outline(&self, code: u16) -> Vec<f32>;
+
+    /// The detail of a frame, from one code a level.
+    ///
+    /// # Panics
+    /// If there are fewer codes than levels, or one is none of the codec.
+    fn detail(&self, codes: &[u16]) -> Vec<f32>;
+
+    /// A running decoder of first-level codes with painted detail.
+    fn painted(&self, seed: u64) -> Box<dyn PaintStream + '_>;
+}
+
+/// A running decoder of outlines and details.
+pub trait PaintStream {
+    /// Takes a frame's first code and its detail, and returns the samples that are finished.
+    fn push(&mut self, code: u16, detail: &[f32]) -> Vec<f32>;
+
+    /// Decodes what is left.
+    fn finish(self: Box<Self>) -> Vec<f32>;
 }
 
 /// A running encoder: mono samples in, codes out. How samples are pushed never changes a code.

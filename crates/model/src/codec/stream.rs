@@ -10,7 +10,7 @@ use mambo_audio::spectrum::GriffinLimStream;
 
 use super::house::usable_levels;
 use super::windowed::Windowed;
-use super::{DecodeStream, EncodeStream, HouseCodec, HouseConfig};
+use super::{DecodeStream, EncodeStream, HouseCodec, HouseConfig, PaintStream};
 use crate::random;
 
 /// STFT frames that the phase search keeps open between windows.
@@ -130,9 +130,10 @@ impl<'a> HouseStream<'a> {
     }
 }
 
-impl DecodeStream for HouseStream<'_> {
-    fn push(&mut self, codes: &[u16]) -> Vec<f32> {
-        self.latents.push_back(self.codec.quantizer().decode(&codes[..self.levels], 1, self.levels));
+impl HouseStream<'_> {
+    /// Takes the latent of a token.
+    fn push_latent(&mut self, latent: Vec<f32>) -> Vec<f32> {
+        self.latents.push_back(latent);
         let decoding = &self.codec.config().decoding;
         if self.first + self.latents.len() >= self.done + decoding.window + decoding.halo {
             self.decode_window(decoding.window)
@@ -141,7 +142,8 @@ impl DecodeStream for HouseStream<'_> {
         }
     }
 
-    fn finish(mut self: Box<Self>) -> Vec<f32> {
+    /// Decodes what is left.
+    fn rest(mut self) -> Vec<f32> {
         let mut sound = Vec::new();
         loop {
             let left = self.first + self.latents.len() - self.done;
@@ -152,6 +154,27 @@ impl DecodeStream for HouseStream<'_> {
         }
         sound.extend(self.phases.finish());
         sound
+    }
+}
+
+impl DecodeStream for HouseStream<'_> {
+    fn push(&mut self, codes: &[u16]) -> Vec<f32> {
+        self.push_latent(self.codec.quantizer().decode(&codes[..self.levels], 1, self.levels))
+    }
+
+    fn finish(self: Box<Self>) -> Vec<f32> {
+        self.rest()
+    }
+}
+
+impl PaintStream for HouseStream<'_> {
+    fn push(&mut self, code: u16, detail: &[f32]) -> Vec<f32> {
+        let outline = self.codec.quantizer().vector(0, usize::from(code));
+        self.push_latent(outline.iter().zip(detail).map(|(outline, detail)| outline + detail).collect())
+    }
+
+    fn finish(self: Box<Self>) -> Vec<f32> {
+        self.rest()
     }
 }
 

@@ -1,7 +1,7 @@
 //! A network of finite reach over rows that keep coming: the same as over all of them at once, in constant memory.
 
 /// Rows wait until all neighbours that their outputs depend on are there; then they go through in windows.
-pub(super) struct Windowed {
+pub(crate) struct Windowed {
     /// Values of a row, in and out.
     sizes: [usize; 2],
     /// Rows on each side of a row that its output depends on.
@@ -15,13 +15,13 @@ pub(super) struct Windowed {
 }
 
 impl Windowed {
-    pub(super) fn new(sizes: [usize; 2], reach: usize, window: usize) -> Self {
+    pub(crate) fn new(sizes: [usize; 2], reach: usize, window: usize) -> Self {
         Self { sizes, reach, window, values: Vec::new(), done: 0 }
     }
 
     /// Takes values, whole rows or not, and gives the outputs of the rows that are ready. `network` gets some rows and gives
     /// the outputs of all of them.
-    pub(super) fn push(&mut self, values: &[f32], network: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
+    pub(crate) fn push(&mut self, values: &[f32], network: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
         let mut out = Vec::new();
         // Not all at once: what waits stays short.
         for part in values.chunks(self.window * self.sizes[0]) {
@@ -34,7 +34,7 @@ impl Windowed {
     }
 
     /// Gives the outputs of the rest. The last row may lack values; the network sees that.
-    pub(super) fn finish(&mut self, network: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
+    pub(crate) fn finish(&mut self, network: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
         let mut out = Vec::new();
         loop {
             let left = self.values.len().div_ceil(self.sizes[0]) - self.done;

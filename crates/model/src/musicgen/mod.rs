@@ -134,6 +134,6 @@ impl Composer for MusicGen {
     }
 
     fn compose(&self, prompt: &str, sampling: &Sampling, seed: u64) -> Result<Composition, SamplingError> {
-        Ok(Composition { tempo: None, frames: Box::new(self.generate(prompt, sampling, seed)?) })
+        Ok(Composition { tempo: None, text: None, frames: Box::new(self.generate(prompt, sampling, seed)?) })
     }
 }

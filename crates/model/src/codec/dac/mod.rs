@@ -19,7 +19,9 @@ pub use config::DacConfig;
 use stream::{DacEncoder, DacStream};
 
 use super::windowed::Windowed;
-use super::{Codec, DecodeStream, EncodeStream, StreamCodec, decode_by_stream, encode_by_stream};
+use super::{
+    Codec, DecodeStream, EncodeStream, PaintStream, Refinable, StreamCodec, decode_by_stream, encode_by_stream,
+};
 use crate::checkpoint::CheckpointError;
 use crate::published::{ConfigError, read_config};
 use crate::tokens::{CodecSpec, CodecTokens};
@@ -174,5 +176,34 @@ impl StreamCodec for Dac {
 
     fn codebooks(&self) -> (Vec<f32>, usize) {
         (self.quantizer.rows(), self.config.codebook_dim)
+    }
+
+    fn refinable(&self) -> Option<&dyn Refinable> {
+        (self.spec.levels > 1).then_some(self)
+    }
+}
+
+/// Outline and detail are what the levels projected before they chose, which the papers' second stage restores; of codes, the
+/// rows that were chosen.
+impl Refinable for Dac {
+    fn outline_width(&self) -> usize {
+        self.config.codebook_dim
+    }
+
+    fn detail_width(&self) -> usize {
+        (self.spec.levels - 1) * self.config.codebook_dim
+    }
+
+    fn outline(&self, code: u16) -> Vec<f32> {
+        self.codebook_row(0, code).to_vec()
+    }
+
+    fn detail(&self, codes: &[u16]) -> Vec<f32> {
+        let rest = codes[..self.spec.levels].iter().enumerate().skip(1);
+        rest.flat_map(|(level, code)| self.codebook_row(level, *code).iter().copied()).collect()
+    }
+
+    fn painted(&self, _seed: u64) -> Box<dyn PaintStream + '_> {
+        Box::new(DacStream::new(self, self.spec.levels))
     }
 }

@@ -1,7 +1,7 @@
 //! DAC on sound that goes on, in constant memory: samples in and codes out, and the other way. Everything goes through in
 //! windows with all the neighbours that it depends on, so how it is pushed never changes a code or a sample.
 
-use super::{Dac, DecodeStream, Decoder, EncodeStream, WINDOW, Windowed};
+use super::{Dac, DecodeStream, Decoder, EncodeStream, PaintStream, WINDOW, Windowed};
 
 /// A running encoder.
 pub(super) struct DacEncoder<'a> {
@@ -52,5 +52,18 @@ impl DecodeStream for DacStream<'_> {
 
     fn finish(mut self: Box<Self>) -> Vec<f32> {
         self.windows.finish(|latents| self.codec.decoder.forward(latents))
+    }
+}
+
+impl PaintStream for DacStream<'_> {
+    fn push(&mut self, code: u16, detail: &[f32]) -> Vec<f32> {
+        let mut projections = self.codec.codebook_row(0, code).to_vec();
+        projections.extend_from_slice(detail);
+        let codes = self.codec.tokens_of(&projections, self.levels).codes;
+        DecodeStream::push(self, &codes)
+    }
+
+    fn finish(self: Box<Self>) -> Vec<f32> {
+        DecodeStream::finish(self)
     }
 }

@@ -1,0 +1,133 @@
+//! The second stage on an outline that goes on: overlapped windows with a fixed look-ahead, in constant memory.
+//!
+//! The noise of a frame depends on the seed and its place alone, and every window is painted with the frames around it; so how
+//! frames are pushed changes nothing, and two windows that meet have painted the place where they meet alike.
+
+use std::collections::VecDeque;
+
+use super::{Refiner, Solver};
+use crate::codec::windowed::Windowed;
+use crate::codec::{Codec, DecodeStream, PaintStream, Refinable};
+use crate::random;
+use crate::tokens::{CodecSpec, CodecTokens};
+
+/// A codec of one level, whose detail a second stage paints without a text: what the two together can do at best.
+pub struct RefinedCodec<'a> {
+    codec: &'a dyn Refinable,
+    refiner: &'a Refiner,
+    spec: CodecSpec,
+}
+
+impl<'a> RefinedCodec<'a> {
+    /// From its parts.
+    pub fn new(codec: &'a dyn Refinable, refiner: &'a Refiner) -> Self {
+        let spec = CodecSpec { name: format!("{}, refined", codec.spec().name), levels: 1, ..codec.spec().clone() };
+        Self { codec, refiner, spec }
+    }
+}
+
+impl Codec for RefinedCodec<'_> {
+    fn spec(&self) -> &CodecSpec {
+        &self.spec
+    }
+
+    fn encode(&self, mono: &[f32]) -> CodecTokens {
+        let tokens = self.codec.encode(mono).first_levels(1).expect("a codec has a level");
+        CodecTokens { spec: self.spec.clone(), ..tokens }
+    }
+
+    fn decode(&self, tokens: &CodecTokens, _levels: usize, seed: u64) -> Vec<f32> {
+        let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(self.refiner, self.codec, None, seed));
+        let mut samples = Vec::with_capacity(tokens.frames * self.spec.hop as usize);
+        for frame in 0..tokens.frames {
+            samples.extend(stream.push(&tokens.frame(frame)));
+        }
+        samples.extend(stream.finish());
+        samples
+    }
+}
+
+/// A running second stage: frames of first-level codes in, samples out.
+pub struct RefinerStream<'a> {
+    refiner: &'a Refiner,
+    codec: &'a dyn Refinable,
+    text: Option<Vec<f32>>,
+    seed: u64,
+    windows: Windowed,
+    /// Sets of noise of a frame.
+    sets: usize,
+    /// Frames pushed.
+    place: u64,
+    /// Codes whose detail is not painted yet.
+    waiting: VecDeque<u16>,
+    decoder: Box<dyn PaintStream + 'a>,
+}
+
+impl<'a> RefinerStream<'a> {
+    /// Starts a clip with a text, `[tokens, text_width]`.
+    ///
+    /// # Panics
+    /// If the refiner was made for another codec or another text encoder.
+    pub fn new(refiner: &'a Refiner, codec: &'a dyn Refinable, text: Option<Vec<f32>>, seed: u64) -> Self {
+        let config = refiner.config();
+        let widths = [codec.outline_width(), codec.detail_width()];
+        assert_eq!([config.outline_width, config.detail_width], widths, "widths of outline and detail");
+        let ok = text.as_ref().is_none_or(|text| text.len().is_multiple_of(config.text_width));
+        assert!(ok, "text states of another width than {}", config.text_width);
+        let sampling = &config.sampling;
+        let sets = if sampling.solver == Solver::Ancestral { 1 + sampling.steps } else { 1 };
+        let row = config.outline_width + sets * config.detail_width;
+        Self {
+            windows: Windowed::new([row, config.detail_width], sampling.halo, sampling.window),
+            decoder: codec.painted(seed),
+            refiner,
+            codec,
+            text,
+            seed,
+            sets,
+            place: 0,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// Detail of a window whose rows are outlines and noise side by side.
+    fn paint(refiner: &Refiner, text: Option<&[f32]>, sets: usize, rows: &[f32]) -> Vec<f32> {
+        let (outline, detail) = (refiner.config().outline_width, refiner.config().detail_width);
+        let row = outline + sets * detail;
+        let part = |from: usize, width: usize| -> Vec<f32> {
+            rows.chunks_exact(row).flat_map(|row| row[from..from + width].iter().copied()).collect()
+        };
+        refiner.paint(&part(0, outline), text, |set| part(outline + set * detail, detail))
+    }
+
+    fn decode(&mut self, detail: &[f32]) -> Vec<f32> {
+        let mut samples = Vec::new();
+        for row in detail.chunks_exact(self.refiner.config().detail_width) {
+            let code = self.waiting.pop_front().expect("a code for every frame");
+            samples.extend(self.decoder.push(code, row));
+        }
+        samples
+    }
+}
+
+impl DecodeStream for RefinerStream<'_> {
+    fn push(&mut self, codes: &[u16]) -> Vec<f32> {
+        self.waiting.push_back(codes[0]);
+        let mut row = self.codec.outline(codes[0]);
+        let mut rng = random::stream(self.seed, "refine", self.place);
+        row.extend((0..self.sets * self.refiner.config().detail_width).map(|_| random::normal(&mut rng)));
+        self.place += 1;
+        let (refiner, text, sets) = (self.refiner, self.text.as_deref(), self.sets);
+        let detail = self.windows.push(&row, |rows| Self::paint(refiner, text, sets, rows));
+        self.decode(&detail)
+    }
+
+    fn finish(mut self: Box<Self>) -> Vec<f32> {
+        let (refiner, text, sets) = (self.refiner, self.text.clone(), self.sets);
+        let detail = self.windows.finish(|rows| Self::paint(refiner, text.as_deref(), sets, rows));
+        let mut samples = self.decode(&detail);
+        let Self { decoder, .. } = *self;
+        samples.extend(decoder.finish());
+        samples
+    }
+}

@@ -1,0 +1,488 @@
+//! Training the second stage, one page read top to bottom.
+//!
+//! Shards -> outlines and details -> statistics -> resume -> loop { batch; noise; loss; step, average; metrics; every so often:
+//! validate, save, sample }. Batches, times, noise and what is left out are functions of (seed, step).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use mambo_data::batch::{Batch, BatchOptions, BatchSource};
+use mambo_data::shard::Shard;
+use mambo_data::{Progress, Report, Split};
+use mambo_kernels::memory::keep_freed_memory;
+use mambo_model::codec::Refinable;
+use mambo_model::diffusion::{
+    DenoiserConfig, Heard, Moments, Objective, Refiner, RefinerConfig, RefinerSampling, Schedule, store_statistics,
+};
+use mambo_model::ops::with_precision;
+use mambo_model::parameters::{Initialiser, Parameters};
+use mambo_model::random;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint;
+use crate::config::{DataConfig, precision};
+use crate::error::TrainError;
+use crate::optim::{OptimConfig, Optimizer};
+use crate::run::{RunFolder, read_toml};
+use crate::track::Tracker;
+
+/// A second-stage experiment; unknown keys are errors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffusionExperiment {
+    /// Name, used as the curve's title.
+    pub name: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// What to learn from.
+    pub data: DataConfig,
+    /// Shapes and objective.
+    pub model: ModelConfig,
+    /// The optimiser.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// The loop.
+    pub train: LoopConfig,
+    /// Settings of the samples made while training, saved with the weights.
+    #[serde(default)]
+    pub sampling: RefinerSampling,
+}
+
+/// Shapes that do not follow from codec and text encoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// What is learned.
+    pub objective: Objective,
+    /// Heads of the attention to the text; 0: the mean of its states alone.
+    #[serde(default)]
+    pub text_heads: usize,
+    /// The network.
+    pub network: DenoiserConfig,
+}
+
+/// The loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoopConfig {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Clips in a batch.
+    pub batch: usize,
+    /// Share of clips that do not hear their text.
+    #[serde(default = "tenth")]
+    pub text_dropout: f32,
+    /// Share of clips that do not hear their outline.
+    #[serde(default = "tenth")]
+    pub outline_dropout: f32,
+    /// Large matrix products in bf16 where the processor has a unit for it.
+    #[serde(default)]
+    pub bf16: bool,
+    /// Steps between lines of metrics.
+    #[serde(default = "twenty")]
+    pub log_every: u64,
+    /// Steps between validations.
+    #[serde(default = "two_hundred")]
+    pub validate_every: u64,
+    /// Steps between checkpoints.
+    #[serde(default = "two_hundred")]
+    pub save_every: u64,
+    /// Steps between samples; 0 for none.
+    #[serde(default)]
+    pub sample_every: u64,
+}
+
+fn tenth() -> f32 {
+    0.1
+}
+
+fn twenty() -> u64 {
+    20
+}
+
+fn two_hundred() -> u64 {
+    200
+}
+
+/// Batches that the statistics are measured on.
+const MEASURED: u64 = 200;
+/// Batches of a validation.
+const VALIDATED: u64 = 16;
+
+impl DiffusionExperiment {
+    /// Reads and checks an experiment file.
+    pub fn read(path: &Path) -> Result<Self, TrainError> {
+        let experiment: Self = read_toml(path)?;
+        match experiment.validate() {
+            Ok(()) => Ok(experiment),
+            Err(source) => Err(TrainError::File { path: path.to_owned(), source: Box::new(source) }),
+        }
+    }
+
+    /// Checks every range.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        self.optim.validate()?;
+        let train = &self.train;
+        let share = |value: f32| (0.0..=1.0).contains(&value);
+        let sampling = self.sampling.broken_rule(self.model.objective);
+        let rules: [(&'static str, String, bool, &'static str); 9] = [
+            ("data.frames", self.data.frames.to_string(), self.data.frames > 1, "2 or more"),
+            ("data.max_text", self.data.max_text.to_string(), self.data.max_text > 0, "1 or more"),
+            ("train.steps", train.steps.to_string(), train.steps > 0, "1 or more"),
+            ("train.batch", train.batch.to_string(), train.batch > 0, "1 or more"),
+            ("train.log_every", train.log_every.to_string(), train.log_every > 0, "1 or more"),
+            ("train.text_dropout", train.text_dropout.to_string(), share(train.text_dropout), "0 to 1"),
+            ("train.outline_dropout", train.outline_dropout.to_string(), share(train.outline_dropout), "0 to 1"),
+            (
+                "model.network",
+                format!("{:?}", self.model.network),
+                self.model.network.is_valid(),
+                "width, blocks, kernel (odd) and expansion that are positive and moderate",
+            ),
+            ("sampling", format!("{:?}", self.sampling), sampling.is_none(), sampling.unwrap_or_default()),
+        ];
+        match rules.into_iter().find(|rule| !rule.2) {
+            Some((key, found, _, expected)) => Err(TrainError::Setting { key, found, expected }),
+            None => Ok(()),
+        }
+    }
+
+    /// The refiner that it trains, for a codec and states of a text encoder.
+    pub fn refiner(&self, codec: &dyn Refinable, text_width: usize) -> RefinerConfig {
+        RefinerConfig {
+            codec: codec.spec().clone(),
+            outline_width: codec.outline_width(),
+            detail_width: codec.detail_width(),
+            text_width,
+            text_heads: self.model.text_heads,
+            objective: self.model.objective,
+            network: self.model.network.clone(),
+            sampling: self.sampling.clone(),
+        }
+    }
+}
+
+/// Makes a sample at a step from first-level codes and text states; its error is shown to the user.
+pub type SampleHook<'a> = dyn FnMut(&Refiner, &[u16], &[f32], u64) -> Result<(), String> + 'a;
+
+/// What a run needs besides the experiment.
+pub struct DiffusionRun<'a, 'hook> {
+    /// The experiment.
+    pub experiment: &'a DiffusionExperiment,
+    /// The run folder; a run that was started there is continued.
+    pub folder: &'a Path,
+    /// The codec that made the shards.
+    pub codec: &'a dyn Refinable,
+    /// Set from outside to save and stop after the step in hand.
+    pub stop: &'a AtomicBool,
+    /// Told about every line of metrics.
+    pub report: &'a mut Report<'hook>,
+    /// Makes samples.
+    pub sample: Option<&'a mut SampleHook<'hook>>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DiffusionOutcome {
+    /// Folder of the averaged weights of the last step.
+    pub folder: PathBuf,
+    /// Steps finished.
+    pub step: u64,
+    /// The last validation loss, if there is anything to validate on.
+    pub validation: Option<f64>,
+    /// True when it was stopped from outside before its last step.
+    pub stopped: bool,
+    /// The final weights (not averaged).
+    #[serde(skip)]
+    pub parameters: Parameters,
+}
+
+/// Runs the experiment to its end, or continues it.
+pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
+    let DiffusionRun { experiment, folder, codec, stop, report, mut sample } = run;
+    experiment.validate()?;
+    keep_freed_memory();
+    let (train, seed) = (&experiment.train, experiment.seed);
+
+    // Data.
+    let shards = Arc::new(Shard::open_folders(&experiment.data.shards)?);
+    let text_width = check_shards(&shards, codec)?;
+    let source = batches(experiment, &shards, codec, &[Split::Train], true)?;
+    let validation = match experiment.data.validate_on.first() {
+        Some(split) => batches(experiment, &shards, codec, &[*split], false)
+            .inspect_err(|error| tracing::warn!(%error, ?split, "not validated: no clips"))
+            .ok(),
+        None => None,
+    };
+
+    // Model, optimiser, run folder; resume.
+    let config = experiment.refiner(codec, text_width);
+    let mut parameters = config.parameters(&mut Initialiser::seeded(seed));
+    let mut optimizer = Optimizer::new(&experiment.optim, &parameters, train.steps);
+    let folder = RunFolder::open(folder, experiment)?;
+    let resumed = checkpoint::load::<Option<f64>>(&folder.checkpoint(), seed, &mut parameters, &mut optimizer)?;
+    let (mut step, mut score) = match resumed {
+        Some(at) => (at.step, at.state),
+        None => {
+            measure(&source, codec, text_width, &mut parameters);
+            (0, None)
+        }
+    };
+    let mut tracker = Tracker::open(folder.root(), step)?;
+    let parameters_count = parameters.trained_count();
+    tracing::info!(
+        parameters = parameters_count,
+        clips = source.len(),
+        step,
+        steps = train.steps,
+        "training the second stage"
+    );
+
+    let schedule = config.objective.schedule();
+    let device = Device::flex().autodiff();
+    let (mut sum, mut count) = (0.0, 0);
+    while step < train.steps && !stop.load(Ordering::Relaxed) {
+        // One optimiser step.
+        let batch = source.batch_at_step(step);
+        let clips = Clips::new(&batch, codec, experiment.data.frames, text_width);
+        let refiner = Refiner::new(config.clone(), &parameters, &device);
+        let lesson = Lesson::draw(&refiner, &schedule, &clips, train, random::stream(seed, "lesson", step));
+        let loss = with_precision(precision(train.bf16), || lesson.loss(&refiner, &clips));
+        sum += f64::from(loss.clone().into_scalar::<f32>());
+        count += 1;
+        let gradients = refiner.bound().gradients(loss.backward());
+        let update = optimizer.step(step, &mut parameters, &gradients);
+        step += 1;
+        if !sum.is_finite() {
+            return Err(TrainError::Diverged { step, steps: 1 });
+        }
+
+        // What a person sees.
+        let last = step == train.steps || stop.load(Ordering::Relaxed);
+        let due = |every: u64| last || (every > 0 && step.is_multiple_of(every));
+        if due(train.log_every) {
+            let seconds_left = tracker.seconds_left(step, train.steps);
+            let loss = sum / f64::from(count);
+            (sum, count) = (0.0, 0);
+            tracker.log(
+                step,
+                &[("train/loss", loss), ("train/rate", update.rate), ("train/gradient_norm", update.gradient_norm)],
+            )?;
+            let item = format!("loss {loss:.4}, rate {:.2e}", update.rate);
+            report(&Progress { stage: "train", item, done: step, total: train.steps, seconds_left });
+        }
+
+        // Validate, save, sample.
+        if let (Some(source), true) = (&validation, due(train.validate_every)) {
+            let averaged = Refiner::new(config.clone(), &optimizer.averaged(&parameters), &Device::flex());
+            let loss = validate(&averaged, &schedule, source, codec, experiment, text_width);
+            tracing::info!(step, loss = format!("{loss:.4}"), "validation");
+            tracker.log(step, &[("valid/loss", loss)])?;
+            tracker.curve(&experiment.name, &["train/loss", "valid/loss"])?;
+            score = Some(loss);
+        }
+        if let (Some(sample), true) = (sample.as_mut(), train.sample_every > 0 && due(train.sample_every)) {
+            let averaged = Refiner::new(config.clone(), &optimizer.averaged(&parameters), &Device::flex());
+            let batch = validation.as_ref().unwrap_or(&source).in_order(0);
+            let clips = Clips::new(&batch, codec, experiment.data.frames, text_width);
+            let codes = &batch.codes_bkt[..batch.lengths_b[0]];
+            sample(&averaged, codes, &clips.texts[0], step).map_err(|reason| TrainError::Sample { step, reason })?;
+        }
+        if due(train.save_every) {
+            checkpoint::save(&folder.checkpoint(), seed, step, &score, &parameters, &optimizer)?;
+        }
+    }
+
+    // Stopped or done: leave everything behind that the next start needs.
+    checkpoint::save(&folder.checkpoint(), seed, step, &score, &parameters, &optimizer)?;
+    let out = folder.inner("refiner")?;
+    config.save(&out, &optimizer.averaged(&parameters))?;
+    let stopped = step < train.steps;
+    Ok(DiffusionOutcome { folder: out, step, validation: score, stopped, parameters })
+}
+
+/// All shards speak this codec, with all its levels; the width of their text states.
+fn check_shards(shards: &[Shard], codec: &dyn Refinable) -> Result<usize, TrainError> {
+    let Some(first) = shards.first() else {
+        return Err(TrainError::Mismatch { what: "no files,", found: "none".into(), expected: "at least one".into() });
+    };
+    for shard in shards {
+        let spec = &shard.header().spec;
+        if spec.codec != *codec.spec() || spec.text_width != first.header().spec.text_width {
+            return Err(TrainError::Mismatch {
+                what: "tokens of",
+                found: format!("{}, text states of width {}", spec.codec, spec.text_width),
+                expected: format!("{}, text states of width {}", codec.spec(), first.header().spec.text_width),
+            });
+        }
+    }
+    Ok(first.header().spec.text_width)
+}
+
+fn batches(
+    experiment: &DiffusionExperiment,
+    shards: &Arc<Vec<Shard>>,
+    codec: &dyn Refinable,
+    splits: &[Split],
+    training: bool,
+) -> Result<BatchSource, TrainError> {
+    let data = &experiment.data;
+    Ok(BatchSource::new(
+        Arc::clone(shards),
+        BatchOptions {
+            splits: splits.to_vec(),
+            tiers: if training { data.tiers.clone() } else { data.validate_tiers.clone() },
+            unaltered_only: !training || data.unaltered_only,
+            batch: experiment.train.batch,
+            frames: data.frames,
+            levels: codec.spec().levels,
+            max_text: data.max_text,
+            seed: experiment.seed,
+        },
+    )?)
+}
+
+/// What the network is to paint, and what it hears.
+struct Clips {
+    /// `[b, t, outline]`
+    outlines: Vec<f32>,
+    /// `[b, t, detail]` as the codec has it.
+    details: Vec<f32>,
+    lengths: Vec<usize>,
+    /// States of each clip's text, `[tokens, text_width]`.
+    texts: Vec<Vec<f32>>,
+}
+
+impl Clips {
+    /// Frames beyond a clip's length are those of code 0 and count for nothing.
+    fn new(batch: &Batch, codec: &dyn Refinable, frames: usize, text_width: usize) -> Self {
+        let levels = codec.spec().levels;
+        let (mut outlines, mut details) = (Vec::new(), Vec::new());
+        for codes in batch.codes_bkt.chunks_exact(levels * frames) {
+            for frame in 0..frames {
+                let codes: Vec<u16> = codes.iter().skip(frame).step_by(frames).copied().collect();
+                outlines.extend(codec.outline(codes[0]));
+                details.extend(codec.detail(&codes));
+            }
+        }
+        let row = batch.text_length;
+        let texts = (0..batch.lengths_b.len())
+            .map(|clip| {
+                let heard: f32 = batch.text_mask_bl[clip * row..][..row].iter().sum();
+                batch.text_bld[clip * row * text_width..][..heard as usize * text_width].to_vec()
+            })
+            .collect();
+        Self { outlines, details, lengths: batch.lengths_b.clone(), texts }
+    }
+}
+
+/// Mean and deviation of outlines, details and text states, into the weights.
+fn measure(source: &BatchSource, codec: &dyn Refinable, text_width: usize, parameters: &mut Parameters) {
+    let (outline_width, detail_width) = (codec.outline_width(), codec.detail_width());
+    let (mut outline, mut detail) = (Moments::new(outline_width), Moments::new(detail_width));
+    let (mut square, mut values) = (0.0, 0.0);
+    for step in 0..MEASURED.min(source.batches_per_epoch() as u64) {
+        let batch = source.batch_at_step(step);
+        let frames = batch.clock_bt.len() / batch.lengths_b.len();
+        let clips = Clips::new(&batch, codec, frames, text_width);
+        for (clip, length) in clips.lengths.iter().enumerate() {
+            let rows = clip * frames..clip * frames + length;
+            for row in rows {
+                outline.add(&clips.outlines[row * outline_width..][..outline_width]);
+                detail.add(&clips.details[row * detail_width..][..detail_width]);
+            }
+        }
+        for text in &clips.texts {
+            square += text.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
+            values += text.len() as f64;
+        }
+    }
+    let deviation = (square / values.max(1.0)).sqrt().max(1e-6) as f32;
+    store_statistics(parameters, &detail, &outline, deviation);
+}
+
+/// A batch with noise in it, and what the network should say.
+struct Lesson {
+    noisy: Vec<f32>,
+    target: Vec<f32>,
+    times: Vec<f32>,
+    without_text: Vec<bool>,
+    without_outline: Vec<bool>,
+}
+
+impl Lesson {
+    fn draw(
+        refiner: &Refiner,
+        schedule: &Schedule,
+        clips: &Clips,
+        train: &LoopConfig,
+        mut rng: rand_chacha::ChaCha8Rng,
+    ) -> Self {
+        let batch = clips.lengths.len();
+        let mut details = clips.details.clone();
+        refiner.normalise_detail(&mut details);
+        let (mut noisy, mut target) = (Vec::with_capacity(details.len()), Vec::with_capacity(details.len()));
+        let mut times = Vec::with_capacity(batch);
+        for (clip, detail) in details.chunks_exact(details.len() / batch).enumerate() {
+            // Stratified over the batch; at the very ends there is nothing to learn.
+            let place = (clip as f32 + random::uniform(&mut rng)) / batch as f32;
+            let time = schedule.nearest(f64::from(place.mul_add(0.98, 0.01)));
+            let (a, s) = schedule.shares(time);
+            let (a, s) = (a as f32, s as f32);
+            times.push(time as f32);
+            for data in detail {
+                let noise = random::normal(&mut rng);
+                noisy.push(a * data + s * noise);
+                target.push(a * noise - s * data);
+            }
+        }
+        let mut left_out = |share: f32| (0..batch).map(|_| random::uniform(&mut rng) < share).collect::<Vec<bool>>();
+        let (without_text, without_outline) = (left_out(train.text_dropout), left_out(train.outline_dropout));
+        Self { noisy, target, times, without_text, without_outline }
+    }
+
+    /// Mean squared error over the frames that are there.
+    fn loss(&self, refiner: &Refiner, clips: &Clips) -> Tensor<1> {
+        let heard: Vec<Heard<'_>> = clips
+            .texts
+            .iter()
+            .zip(self.without_text.iter().zip(&self.without_outline))
+            .map(|(text, (no_text, no_outline))| Heard {
+                text: (!no_text && !text.is_empty()).then_some(text.as_slice()),
+                outline: !no_outline,
+            })
+            .collect();
+        let said = refiner.answer(self.noisy.clone(), clips.outlines.clone(), &self.times, &heard);
+        let [batch, frames, width] = said.dims();
+        let device = said.device();
+        let there = clips.lengths.iter().flat_map(|length| (0..frames).map(move |t| f32::from(u8::from(t < *length))));
+        let there = Tensor::<3>::from_data(TensorData::new(there.collect::<Vec<f32>>(), [batch, frames, 1]), &device);
+        let target = Tensor::<3>::from_data(TensorData::new(self.target.clone(), [batch, frames, width]), &device);
+        let count = clips.lengths.iter().sum::<usize>() * width;
+        let wrong = (said - target) * there;
+        (wrong.clone() * wrong).sum() / count as f32
+    }
+}
+
+/// Loss of averaged weights with times and noise that never change, all conditions heard.
+fn validate(
+    refiner: &Refiner,
+    schedule: &Schedule,
+    source: &BatchSource,
+    codec: &dyn Refinable,
+    experiment: &DiffusionExperiment,
+    text_width: usize,
+) -> f64 {
+    let everything = LoopConfig { text_dropout: 0.0, outline_dropout: 0.0, ..experiment.train.clone() };
+    let rounds = VALIDATED.min(source.batches_per_epoch() as u64);
+    let losses = (0..rounds).map(|round| {
+        let batch = source.in_order(round as usize * experiment.train.batch);
+        let clips = Clips::new(&batch, codec, experiment.data.frames, text_width);
+        let lesson =
+            Lesson::draw(refiner, schedule, &clips, &everything, random::stream(experiment.seed, "validation", round));
+        f64::from(lesson.loss(refiner, &clips).into_scalar::<f32>())
+    });
+    losses.sum::<f64>() / rounds as f64
+}
