@@ -420,7 +420,8 @@ impl QuantisedRows<'_> {
         let values = &self.values[row * self.columns..(row + 1) * self.columns];
         let scales = &self.scales[row * self.groups..(row + 1) * self.groups];
         values
-            .chunks_exact(self.columns / self.groups)
+            // A row of no columns has no runs.
+            .chunks_exact((self.columns / self.groups).max(1))
             .zip(scales)
             .flat_map(|(run, &scale)| run.iter().map(move |&value| f32::from(value) * scale))
     }
@@ -496,6 +497,14 @@ mod tests {
             "q.scale":{"dtype":"F32","shape":[1,3],"data_offsets":[4,16]}}"#;
         let weights = open(file(header, &[0; 16])).unwrap();
         assert!(matches!(weights.quantised("q", 1, 4), Err(WeightsError::Shape { name, .. }) if name == "q.scale"));
+    }
+
+    #[test]
+    fn a_row_of_no_columns_has_no_values() {
+        let header = r#"{"q":{"dtype":"I8","shape":[1,0],"data_offsets":[0,0]},
+            "q.scale":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}"#;
+        let weights = open(file(header, &[0; 4])).unwrap();
+        assert_eq!(weights.quantised("q", 1, 0).unwrap().row(0).count(), 0);
     }
 
     #[test]

@@ -159,6 +159,39 @@ fn a_claimed_length_is_no_allocation() {
     assert!(peak() - before < ROOM, "{} bytes", peak() - before);
 }
 
+/// A hundred kilobytes of pickle in which one thing stands in very many places: none may cost the product of both.
+#[test]
+fn what_is_shared_is_no_allocation() {
+    let with = |value: &[u8]| archive(&piece::whole(&[&b"}\x8c\x10hyper_parameters"[..], value, b"s"].concat()));
+    #[cfg(target_os = "linux")]
+    let before = {
+        read(good()).unwrap();
+        peak()
+    };
+    // A long name that each of many storages would copy.
+    let name = [piece::text(&"0".repeat(1 << 16)), b"q\x000".to_vec()].concat();
+    let storage = b"(\x8c\x07storagectorch\nFloatStorage\nh\x00\x8c\x03cpuK\x00tQ0".repeat(10_000);
+    let error = open(archive(&piece::whole(&[name, storage, b"}".to_vec()].concat()))).unwrap_err();
+    assert!(error.to_string().contains("the name of a storage has 65536 bytes"), "{error}");
+    // Attributes that each of many objects would list.
+    let attributes = [b"}(".to_vec(), b"\x8c\x01aK\x01".repeat(4000), b"uq\x000".to_vec()].concat();
+    let objects = b"cargparse\nNamespace\n)\x81h\x00b".repeat(4000);
+    let listed = open(with(&[attributes, b"](".to_vec(), objects, b"e".to_vec()].concat())).unwrap();
+    assert_eq!(listed.plain("hyper_parameters").unwrap().len(), 4000);
+    // A long text that a listing would copy to each of its places.
+    let texts =
+        [piece::text(&"x".repeat(1 << 16)), b"q\x000](".to_vec(), b"h\x00".repeat(40_000), b"e".to_vec()].concat();
+    let error = open(with(&texts)).unwrap().plain("hyper_parameters").unwrap_err();
+    assert!(error.to_string().contains("repeats a few texts under hyper_parameters"), "{error}");
+    // A key that is written eight times as long as it is stored.
+    let keys =
+        [piece::text(&"\u{e000}".repeat(100)), b"q\x000}(".to_vec(), b"h\x00K\x01".repeat(30_000), b"u".to_vec()];
+    let error = open(with(&keys.concat())).unwrap().plain("hyper_parameters").unwrap_err();
+    assert!(error.to_string().contains("too long to be listed"), "{error}");
+    #[cfg(target_os = "linux")]
+    assert!(peak() - before < ROOM, "{} bytes", peak() - before);
+}
+
 /// Names and shapes of the published file with one codebook.
 fn published() -> Vec<(String, Vec<i64>)> {
     let mut all: Vec<(String, Vec<i64>)> = Vec::new();

@@ -3,11 +3,14 @@
 //! the pushes of a stream.
 #![allow(clippy::unwrap_used)]
 
+mod checkpoints;
 mod published;
 
 use std::path::Path;
 
-use mambo_model::codec::dac::{Dac, DacError};
+use checkpoints::{Tensor, floats, lightning, piece};
+
+use mambo_model::codec::dac::{Dac, DacConfig, DacError};
 use mambo_model::codec::{self, Codec, StreamCodec};
 use mambo_model::published::ConfigError;
 use mambo_model::tokens::CodecTokens;
@@ -101,4 +104,25 @@ fn a_folder_that_is_no_dac_is_refused_by_name() {
         .unwrap();
     std::fs::copy(golden("dac/model.safetensors"), folder.path().join("model.safetensors")).unwrap();
     assert!(message(folder.path()).contains("quantizer.quantizers.4.in_proj.weight is missing"));
+}
+
+#[test]
+fn sizes_beyond_measure_are_refused_by_name() {
+    let long = DacConfig { downsampling_ratios: vec![64; 3], upsampling_ratios: vec![64; 3], ..DacConfig::default() };
+    assert!(long.broken_rule().unwrap().contains("at most 65536 samples a token"));
+    assert_eq!(DacConfig::default().broken_rule(), None);
+    // A list of strides without end is not looked through for each of them.
+    let rates = [b"](".to_vec(), b"K\x02".repeat(200_000), b"e".to_vec()].concat();
+    let size = |name: &'static str| (name, piece::int(2));
+    let mut sizes = vec![("encoder_rates", rates.clone()), ("decoder_rates", rates)];
+    sizes.extend(
+        ["encoder_dim", "decoder_dim", "n_codebooks", "codebook_size", "codebook_dim", "sample_rate"].map(size),
+    );
+    let metadata = piece::dictionary(&[("kwargs", piece::dictionary(&sizes))]);
+    let state = [("a", Tensor::plain("0", &[1]))];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.pth");
+    std::fs::write(&path, lightning(&state, &[("0", floats([1.0]))], &[("metadata", metadata)])).unwrap();
+    let error = Dac::load(&path).err().unwrap().to_string();
+    assert!(error.contains("downsampling_ratios: 1 to 8"), "{error}");
 }

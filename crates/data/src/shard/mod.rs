@@ -224,6 +224,8 @@ mod tests {
         std::fs::write(&path, b"").unwrap();
         let message = Shard::open(&path).unwrap_err().to_string();
         assert!(message.contains("x.safetensors") && message.contains("expected"), "{message}");
+        let message = Shard::open(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("not a plain file"), "{message}");
         let mut writer = ShardWriter::new(spec(2, 8));
         let track = writer.track(&track(0));
         let text = writer.caption(&caption(0).0, || Ok(caption(0).1)).unwrap();

@@ -50,6 +50,10 @@ pub struct Item<'a> {
 /// Maps a file for reading.
 #[allow(unsafe_code)]
 fn map_file(path: &Path) -> Result<Mmap, DataError> {
+    // A pipe would be waited for, and a directory or device cannot be mapped.
+    if !std::fs::metadata(path).map_err(DataError::io(path, "open the shard"))?.is_file() {
+        return Err(DataError::format(path, "a Mambo shard (safetensors)", "something that is not a plain file"));
+    }
     let file = std::fs::File::open(path).map_err(DataError::io(path, "open the shard"))?;
     // SAFETY: the map is read-only and private to this process. Shards are replaced by renaming, never
     // rewritten in place, so the mapped file keeps its content and length; should someone truncate it
@@ -154,10 +158,9 @@ impl Shard {
         let text_offsets = check.tensor("text_offsets", Dtype::U32, &[Some(header.captions.len() + 1)])?;
         let text_states = check.tensor("text_states", Dtype::F16, &[None, Some(spec.text_width)])?;
 
-        let length_values = check.values("lengths", &lengths)?;
-        check.check_below("lengths", length_values, spec.frames + 1)?;
-        if length_values.contains(&0) {
-            return Err(check.fail("items of at least one frame", "an empty item"));
+        let length_values: &[u32] = check.values("lengths", &lengths)?;
+        if let Some(length) = length_values.iter().find(|&&length| length == 0 || length as usize > spec.frames) {
+            return Err(check.fail(format!("items of 1 to {} frames", spec.frames), length.to_string()));
         }
         check.check_below("track", check.values("track", &track)?, header.tracks.len())?;
         check.values::<u32>("segment", &segment)?;

@@ -234,15 +234,28 @@ impl<R: Read + Seek> Checkpoint<R> {
     /// Numbers, texts and truth values under a key of the checkpoint, with their paths; the path of a single value is empty.
     ///
     /// # Errors
-    /// As [`Checkpoint::tensors`].
+    /// [`CheckpointError::Content`] for names or texts beyond all measure.
     pub fn plain(&self, key: &str) -> Result<Vec<(String, Plain)>, CheckpointError> {
         let Some(id) = self.pickle.values.under(self.pickle.root, key) else { return Ok(Vec::new()) };
-        let leaves = self.leaves(id)?.into_iter();
-        Ok(leaves.filter_map(|(name, value)| Some((name, plain(value)?))).collect())
+        // A text may stand in any number of places, and each place gets a copy; in earnest they are parts of the pickle.
+        let mut room = pickle::MOST_BYTES;
+        let mut found = Vec::new();
+        for (name, value) in self.leaves(id)? {
+            if let Value::Text(text) = value {
+                room = room.checked_sub(text.len() as u64).ok_or_else(|| {
+                    self.content(format!("it repeats a few texts under {} beyond measure", shown(key)))
+                })?;
+            }
+            found.extend(plain(value).map(|value| (name, value)));
+        }
+        Ok(found)
     }
 
     fn leaves(&self, id: Id) -> Result<Vec<(String, &Value)>, CheckpointError> {
-        self.pickle.values.leaves(id).ok_or_else(|| self.content("its values nest too deep to be listed"))
+        self.pickle
+            .values
+            .leaves(id)
+            .ok_or_else(|| self.content("the names of its values are too long to be listed: they nest deep or repeat"))
     }
 
     /// The tensors of `state_dict` by name.

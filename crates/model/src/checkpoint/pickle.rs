@@ -20,6 +20,8 @@ pub(super) const MOST_BYTES: u64 = 1 << 24;
 const MOST_OPCODES: usize = 1 << 20;
 /// Longest text. Names of tensors have less than a hundred bytes.
 const MOST_TEXT: usize = 1 << 16;
+/// Longest name of a storage; PyTorch numbers them. Every storage and tensor holds a copy of its own.
+const MOST_KEY: usize = 64;
 
 /// Why a pickle was refused.
 #[derive(Debug)]
@@ -342,6 +344,9 @@ impl<'a> Machine<'a> {
         else {
             return refused("an outside object that is no storage (BINPERSID)");
         };
+        if key.len() > MOST_KEY {
+            return broken(format!("the name of a storage has {} bytes", key.len()));
+        }
         // A storage without a type counts bytes.
         let width = element.map_or(1, globals::ElementType::bytes);
         let bytes = values.int(count).and_then(|count| usize::try_from(count).ok()?.checked_mul(width));

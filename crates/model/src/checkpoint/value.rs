@@ -139,39 +139,36 @@ impl Values {
     /// once, by the first path to it; `None` if the paths together are too long.
     pub(super) fn leaves(&self, root: Id) -> Option<Vec<(String, &Value)>> {
         let mut entered = vec![false; self.list.len()];
+        let mut enter = |id: Id| !std::mem::replace(&mut entered[id.0 as usize], true);
         let mut room = MOST_NAMES;
         let mut found = Vec::new();
         let mut waiting = vec![(String::new(), root)];
         while let Some((path, id)) = waiting.pop() {
-            let inner: Vec<(String, Id)> = match self.get(id) {
-                Value::List(items) | Value::Tuple(items) | Value::Set(items) => {
-                    self.enter(id, &mut entered, || (0..).map(|n: usize| n.to_string()).zip(items.iter().copied()))
-                }
-                Value::Mapping(_) => self.enter(id, &mut entered, || {
-                    self.entries(id).into_iter().map(|(key, value)| (self.key(key), value))
-                }),
-                leaf => {
-                    found.push((path, leaf));
-                    continue;
-                }
-            };
-            for (key, value) in inner.into_iter().rev() {
+            let first = waiting.len();
+            let mut wait = |key: String, value: Id| {
                 let path = if path.is_empty() { key } else { format!("{path}.{key}") };
                 room = room.checked_sub(path.len() + 1)?;
                 waiting.push((path, value));
+                Some(())
+            };
+            match self.get(id) {
+                Value::List(items) | Value::Tuple(items) | Value::Set(items) if enter(id) => {
+                    items.iter().enumerate().try_for_each(|(n, &item)| wait(n.to_string(), item))?;
+                }
+                Value::Mapping(mapping) if enter(id) => {
+                    // Many namespaces may share their attributes, which are a container like others.
+                    let state = mapping.state.filter(|&state| enter(state)).map(|state| self.get(state));
+                    let attributes =
+                        if let Some(Value::Mapping(state)) = state { state.entries.as_slice() } else { &[] };
+                    let mut entries = mapping.entries.iter().chain(attributes);
+                    entries.try_for_each(|&(key, value)| wait(self.key(key), value))?;
+                }
+                Value::List(_) | Value::Tuple(_) | Value::Set(_) | Value::Mapping(_) => {}
+                leaf => found.push((path, leaf)),
             }
+            waiting[first..].reverse();
         }
         Some(found)
-    }
-
-    fn enter<I: Iterator<Item = (String, Id)>>(
-        &self,
-        id: Id,
-        entered: &mut [bool],
-        inner: impl FnOnce() -> I,
-    ) -> Vec<(String, Id)> {
-        let before = std::mem::replace(&mut entered[id.0 as usize], true);
-        if before { Vec::new() } else { inner().collect() }
     }
 
     fn key(&self, id: Id) -> String {

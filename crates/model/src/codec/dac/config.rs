@@ -4,6 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::tokens::CodecSpec;
 
+/// Most blocks of encoder and decoder; the published models have four.
+pub(super) const MOST_BLOCKS: usize = 8;
+/// Most samples a token: 1.5 seconds at 44.1 kHz, where the published models have 512.
+const MOST_HOP: usize = 1 << 16;
+
 /// Sizes. The file of Hugging Face's `descript/dac_44khz` has these keys and others, which say nothing about sizes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DacConfig {
@@ -47,6 +52,11 @@ impl DacConfig {
         self.downsampling_ratios.iter().product()
     }
 
+    fn hop_within(&self, most: usize) -> bool {
+        let hop = self.downsampling_ratios.iter().try_fold(1usize, |a, b| a.checked_mul(*b));
+        hop.is_some_and(|hop| hop <= most)
+    }
+
     /// Width of what the encoder gives and the decoder takes.
     pub fn latent(&self) -> usize {
         self.encoder_hidden_size << self.downsampling_ratios.len()
@@ -66,10 +76,10 @@ impl DacConfig {
     /// The rule that a configuration breaks, if any.
     pub fn broken_rule(&self) -> Option<&'static str> {
         let ratios = |ratios: &[usize]| {
-            (1..=8).contains(&ratios.len())
+            (1..=MOST_BLOCKS).contains(&ratios.len())
                 && ratios.iter().all(|ratio| (2..=64).contains(ratio) && ratio.is_multiple_of(2))
         };
-        let halves = 1usize << self.upsampling_ratios.len().min(8);
+        let halves = 1usize << self.upsampling_ratios.len().min(MOST_BLOCKS);
         let rules = [
             (ratios(&self.downsampling_ratios), "downsampling_ratios: 1 to 8 even strides of 2 to 64"),
             (ratios(&self.upsampling_ratios), "upsampling_ratios: 1 to 8 even strides of 2 to 64"),
@@ -78,6 +88,7 @@ impl DacConfig {
                     == self.downsampling_ratios.iter().try_fold(1usize, |a, b| a.checked_mul(*b)),
                 "upsampling_ratios must undo downsampling_ratios",
             ),
+            (self.hop_within(MOST_HOP), "downsampling_ratios must give at most 65536 samples a token"),
             ((1..=1024).contains(&self.encoder_hidden_size), "encoder_hidden_size must be 1 to 1024"),
             (
                 (1..=1 << 14).contains(&self.decoder_hidden_size) && self.decoder_hidden_size.is_multiple_of(halves),

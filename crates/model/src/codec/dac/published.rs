@@ -1,10 +1,11 @@
 //! The original checkpoint: a PyTorch file with weight-normed layers under other names, and its sizes as metadata.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::config::MOST_BLOCKS;
 use super::{DacConfig, DacError, Reader};
-use crate::checkpoint::{Checkpoint, Plain};
+use crate::checkpoint::{Checkpoint, Plain, StoredTensor};
 use crate::published::ConfigError;
 use crate::weights::{WeightsError, join_weight_norm, require_none};
 
@@ -13,7 +14,8 @@ pub(super) struct Published {
     checkpoint: Checkpoint,
     /// Number of blocks of encoder and decoder.
     blocks: [usize; 2],
-    used: BTreeSet<String>,
+    /// Tensors that have not been read.
+    unread: BTreeMap<String, StoredTensor>,
 }
 
 impl Published {
@@ -35,7 +37,8 @@ impl Published {
                     _ => None,
                 }
             };
-            (0..).map_while(at).collect()
+            // One more than are allowed; a hostile list may be as long as it likes.
+            (0..=MOST_BLOCKS).map_while(at).collect()
         };
         let read = || {
             Ok(DacConfig {
@@ -58,20 +61,19 @@ impl Published {
             return Err(ConfigError::Rule { path: path.to_owned(), rule }.into());
         }
         let blocks = [config.downsampling_ratios.len(), config.upsampling_ratios.len()];
-        Ok((config, Self { checkpoint, blocks, used: BTreeSet::new() }))
+        let unread = checkpoint.state_dict()?.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.clone()));
+        let unread = unread.collect();
+        Ok((config, Self { checkpoint, blocks, unread }))
     }
 
     /// Every tensor must have been read.
     pub(super) fn finish(&self) -> Result<(), DacError> {
-        let state = self.checkpoint.state_dict()?;
-        let unread = state.keys().copied().filter(|name| !self.used.contains(*name));
-        Ok(require_none(self.checkpoint.path(), unread)?)
+        Ok(require_none(self.checkpoint.path(), self.unread.keys().map(String::as_str))?)
     }
 
     fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, DacError> {
-        let state = self.checkpoint.state_dict()?;
         let path = || self.checkpoint.path().to_owned();
-        let Some(tensor) = state.get(name).copied() else {
+        let Some(tensor) = self.unread.remove(name) else {
             return Err(WeightsError::Missing { path: path(), name: name.to_owned() }.into());
         };
         if tensor.shape() != shape {
@@ -79,8 +81,6 @@ impl Published {
             let (name, expected) = (name.to_owned(), shape.to_vec());
             return Err(WeightsError::Shape { path: path(), name, found, expected }.into());
         }
-        let tensor = tensor.clone();
-        self.used.insert(name.to_owned());
         Ok(self.checkpoint.read(name, &tensor)?)
     }
 }
