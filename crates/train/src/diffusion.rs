@@ -240,6 +240,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
         "training the second stage"
     );
 
+    let precision = precision(train.bf16);
     let schedule = config.objective.schedule();
     let device = Device::flex().autodiff();
     let (mut sum, mut count) = (0.0, 0);
@@ -249,7 +250,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
         let clips = Clips::new(&batch, codec, experiment.data.frames, text_width);
         let refiner = Refiner::new(config.clone(), &parameters, &device);
         let lesson = Lesson::draw(&refiner, &schedule, &clips, train, random::stream(seed, "lesson", step));
-        let loss = with_precision(precision(train.bf16), || lesson.loss(&refiner, &clips));
+        let loss = with_precision(precision, || lesson.loss(&refiner, &clips));
         sum += f64::from(loss.clone().into_scalar::<f32>());
         count += 1;
         let gradients = refiner.bound().gradients(loss.backward());
