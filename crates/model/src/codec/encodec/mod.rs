@@ -91,6 +91,20 @@ impl Encodec {
     pub fn latents(&self, mono: &[f32]) -> Vec<f32> {
         self.encoder.forward(mono.to_vec())
     }
+
+    /// What one level alone makes of what the levels before it left of latents, `[tokens, hidden_size]`: a code a token.
+    ///
+    /// # Panics
+    /// If there is no such level or `rest` is not whole tokens.
+    pub fn level_codes(&self, level: usize, rest: &[f32]) -> Vec<u16> {
+        let (level, width) = (&self.levels[level], self.config.hidden_size);
+        assert!(rest.len().is_multiple_of(width), "latents must be [tokens, {width}]");
+        let tokens = rest.len() / width;
+        let mut scores = vec![0.0; tokens * self.config.codebook_size];
+        // |z - e|^2 is least where z e - |e|^2 / 2 is most.
+        level.turned.multiply(Matrix::new(rest, tokens, width), &mut scores, Start::Row(&level.offsets));
+        scores.par_chunks(self.config.codebook_size).map(first_largest).collect()
+    }
 }
 
 impl Codec for Encodec {
@@ -103,11 +117,8 @@ impl Codec for Encodec {
         let mut rest = self.latents(mono);
         let tokens = rest.len() / width;
         let mut codes = Vec::with_capacity(tokens * self.levels.len());
-        let mut scores = vec![0.0; tokens * self.config.codebook_size];
-        for level in &self.levels {
-            // |z - e|^2 is least where z e - |e|^2 / 2 is most.
-            level.turned.multiply(Matrix::new(&rest, tokens, width), &mut scores, Start::Row(&level.offsets));
-            let chosen: Vec<u16> = scores.par_chunks(self.config.codebook_size).map(first_largest).collect();
+        for (index, level) in self.levels.iter().enumerate() {
+            let chosen = self.level_codes(index, &rest);
             for (rest, code) in rest.chunks_exact_mut(width).zip(&chosen) {
                 let row = &level.rows[usize::from(*code) * width..][..width];
                 rest.iter_mut().zip(row).for_each(|(rest, value)| *rest -= value);
