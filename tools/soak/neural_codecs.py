@@ -1,4 +1,7 @@
-"""DAC and EnCodec at their published sizes, filled from the hash, and what the reference libraries make of music, in float64."""
+"""DAC and EnCodec at their published sizes, filled from the hash, and what the reference libraries make of music.
+
+EnCodec in float64. DAC's convolutions in f32, since 30 s of them in float64 take an hour, and its quantisers in float64.
+"""
 
 import math
 
@@ -9,21 +12,7 @@ from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
 import hashed
 
 SECONDS = {"dac": 30, "encodec": 10}
-# Tokens computed at a time, and those around them that are thrown away: in float64 a clip of 30 s does not fit otherwise.
-PIECE, AROUND = 192, 64
 BOOK_SHARE = 0.5
-
-
-def in_pieces(layer, x, before, after):
-    """`layer` of x [1, c, t], cut at multiples of `before` steps, each of which becomes `after` steps."""
-    tokens = x.shape[-1] // before
-    out = []
-    for first in range(0, tokens, PIECE):
-        start, end = max(0, first - AROUND), min(tokens, first + PIECE + AROUND)
-        kept = layer(x[..., start * before : end * before])
-        last = min(tokens, first + PIECE)
-        out.append(kept[..., (first - start) * after : (last - start) * after].clone())
-    return torch.cat(out, -1)
 
 
 def margin_and_codes(scores):
@@ -89,11 +78,17 @@ def dac_results(samples, latents, levels, decode):
               f"{(lead < 1e-5).sum()} below 1e-5")
         assert len(set(codes.tolist())) >= BOOK_SHARE * quantizer.codebook.weight.shape[0]
     results = {name: np.stack(value) if isinstance(value, list) else value for name, value in results.items()}
-    decoded = decode(sums)[0, 0]
+    decoded = decode(sums)[0, 0].double()
     print("peak of the decoded sound:", decoded.abs().max().item())
     assert 0.1 < decoded.abs().max() < 1
     results["decoded"] = decoded.numpy()
     return results
+
+
+def dac_clip():
+    """Music, filled up to whole tokens; and as it is."""
+    samples = hashed.music(SECONDS["dac"], 44100)
+    return torch.from_numpy(np.pad(samples, (0, -len(samples) % 512)))[None, None], samples
 
 
 def dac(folder):
@@ -104,20 +99,21 @@ def dac(folder):
     model = DacModel(config).eval()
     weights = hashed.Weights(model)
     weights.fill(dac_recipe)
-    model.double()
-    hop = config.hop_length
-    samples = hashed.music(SECONDS["dac"], config.sampling_rate)
-    clip = torch.from_numpy(np.pad(samples, (0, -len(samples) % hop))).double()[None, None]
-    latents = in_pieces(model.encoder, clip, hop, 1)
+    model.quantizer.double()
+    clip, samples = dac_clip()
+    latents = model.encoder(clip).double()
     fit_books(weights, model, latents)
-    # The last layer ends in tanh, which should not be all there is: scaled by what a part of the clip gives.
+    # The last layer ends in tanh, which should not be all there is: scaled by what it gives a part of the clip before.
     part = sum(quantizer.out_proj(quantizer.codebook.weight[:200].T[None]) for quantizer in model.quantizer.quantizers)
-    loudness = torch.atanh(model.decoder(part)).abs().max().item()
-    weights.set("decoder.conv2.weight", 0, weights.recipes["decoder.conv2.weight"][1] * 0.5 / loudness)
+    before = []
+    hook = model.decoder.conv2.register_forward_hook(lambda layer, given, gives: before.append(gives))
+    model.decoder(part.float())
+    hook.remove()
+    name = "decoder.conv2.weight"
+    weights.set(name, 0, weights.recipes[name][1] * 0.5 / before[0].abs().max().item())
     model.float().save_pretrained(folder)
-    model.double()
-    decode = lambda sums: in_pieces(model.decoder, sums, 1, hop)
-    results = dac_results(samples, latents, model.quantizer.quantizers, decode)
+    model.quantizer.double()
+    results = dac_results(samples, latents, model.quantizer.quantizers, lambda sums: model.decoder(sums.float()))
     hashed.save(folder, results, weights.recipes)
 
 
@@ -146,11 +142,10 @@ def dac_original(folder):
         stated[layer + "bias"].copy_(bias)
     assert next(found, None) is None
     model.save(folder / "weights.pth", package=False)
-    model.double()
-    samples = hashed.music(SECONDS["dac"], 44100)
-    clip = torch.from_numpy(np.pad(samples, (0, -len(samples) % 512))).double()[None, None]
-    latents = in_pieces(model.encoder, clip, 512, 1)
-    results = dac_results(samples, latents, model.quantizer.quantizers, lambda sums: in_pieces(model.decoder, sums, 1, 512))
+    model.quantizer.double()
+    clip, samples = dac_clip()
+    latents = model.encoder(clip).double()
+    results = dac_results(samples, latents, model.quantizer.quantizers, lambda sums: model.decoder(sums.float()))
     hashed.tensor_file.write(folder / "expected.safetensors", results, {"recipes": "{}", "torch": torch.__version__})
 
 
