@@ -1,15 +1,17 @@
 //! Large matrix products on all threads, and the linear layer made of them.
 //!
 //! The right side is packed once into panels as wide as two registers, then blocks of rows are handed to the
-//! threads; each packs its rows in strips as high as the micro-kernel and keeps sums in registers (the scheme of
-//! Goto and van de Geijn, ACM TOMS 34(3), 2008). Every result is summed over k in ascending order within blocks of
+//! threads, or where there are few rows, panels; each packs its rows in strips as high as the micro-kernel and keeps
+//! sums in registers (the scheme of Goto and van de Geijn, ACM TOMS 34(3), 2008). Every result is summed over k in ascending order within blocks of
 //! fixed size, so the number of threads cannot change a byte.
 #![allow(unsafe_code)]
 
 use crate::simd::{InstructionSet, Isa, Vector, instruction_set, prefetch, prefetch_at, simd_fn};
 use crate::small_gemm::transpose_body;
+use crate::threads::Shared;
 use rayon::prelude::*;
 use std::cell::Cell;
+use std::ops::Range;
 
 /// A matrix in a slice: row-major, the transpose of a row-major one, or windows that may overlap.
 #[derive(Clone, Copy, Debug)]
@@ -242,19 +244,27 @@ fn multiply_packed(
         }
         return;
     }
+    let (tile_rows, tile_columns) = tile_size();
+    let panels = columns.div_ceil(tile_columns);
+    // Rows of one block are too few to share evenly, and every thread would read all of the right side for its few.
+    let parts = if rows <= MOST_ROWS { threads.min(panels) } else { 1 };
     // Equal blocks, a multiple of the threads, none above the limit.
-    let blocks = threads * rows.div_ceil(threads * MOST_ROWS);
-    let block_rows = rows.div_ceil(blocks).next_multiple_of(tile_size().0);
-    let work = |(block, out): (usize, &mut [f32])| {
-        let height = out.len() / columns;
+    let blocks = if parts > 1 { 1 } else { threads * rows.div_ceil(threads * MOST_ROWS) };
+    let block_rows = rows.div_ceil(blocks).next_multiple_of(tile_rows);
+    let out = Shared::new(out);
+    let work = |task: usize| {
+        let (first, part) = (task / parts * block_rows, task % parts);
+        let share = part * panels / parts..(part + 1) * panels / parts;
         with_buffer(&LEFT, block_rows * DEPTH, 0.0, |strips| {
-            multiply_block(left, block * block_rows, height, packed, columns, start, strips, out)
+            let height = block_rows.min(rows - first);
+            multiply_block(left, first, height, packed, share, columns, start, strips, out)
         });
     };
+    let tasks = rows.div_ceil(block_rows) * parts;
     if threads == 1 {
-        out.chunks_mut(block_rows * columns).enumerate().for_each(work);
+        (0..tasks).for_each(work);
     } else {
-        out.par_chunks_mut(block_rows * columns).enumerate().for_each(work);
+        (0..tasks).into_par_iter().for_each(work);
     }
 }
 
@@ -347,8 +357,9 @@ fn pack_strips<I: Isa, const MR: usize>(
 }
 
 simd_fn! {
-    /// Rows `first..first + height` of the product into `out`; `strips` is scratch for the packed rows.
-    fn multiply_block(left: Matrix<'_>, first: usize, height: usize, packed: &[f32], columns: usize, start: Start<'_>, strips: &mut [f32], out: &mut [f32]) = multiply_block_body
+    /// Rows `first..first + height` of the product by some `panels` into `out`, where no other task writes them; `strips` is
+    /// scratch for the packed rows.
+    fn multiply_block(left: Matrix<'_>, first: usize, height: usize, packed: &[f32], panels: Range<usize>, columns: usize, start: Start<'_>, strips: &mut [f32], out: Shared<'_, f32>) = multiply_block_body
 }
 
 #[inline(always)]
@@ -358,15 +369,16 @@ fn multiply_block_body<I: Isa>(
     first: usize,
     height: usize,
     packed: &[f32],
+    panels: Range<usize>,
     columns: usize,
     start: Start<'_>,
     strips: &mut [f32],
-    out: &mut [f32],
+    out: Shared<'_, f32>,
 ) {
     match I::Vector::LANES {
-        16 => blocked::<I, 12>(left, first, height, packed, columns, start, strips, out),
-        8 => blocked::<I, 6>(left, first, height, packed, columns, start, strips, out),
-        _ => blocked::<I, 4>(left, first, height, packed, columns, start, strips, out),
+        16 => blocked::<I, 12>(left, first, height, packed, panels, columns, start, strips, out),
+        8 => blocked::<I, 6>(left, first, height, packed, panels, columns, start, strips, out),
+        _ => blocked::<I, 4>(left, first, height, packed, panels, columns, start, strips, out),
     }
 }
 
@@ -377,10 +389,11 @@ fn blocked<I: Isa, const MR: usize>(
     first: usize,
     height: usize,
     packed: &[f32],
+    panels: Range<usize>,
     columns: usize,
     start: Start<'_>,
     strips: &mut [f32],
-    out: &mut [f32],
+    out: Shared<'_, f32>,
 ) {
     let lanes = I::Vector::LANES;
     let panel_width = 2 * lanes;
@@ -388,7 +401,8 @@ fn blocked<I: Isa, const MR: usize>(
         let depth = DEPTH.min(left.columns - from);
         pack_strips::<I, MR>(left, first, height, from, depth, strips);
         let start = if from == 0 { start } else { Start::Output };
-        for (panel, right) in packed.chunks_exact(left.columns * panel_width).enumerate() {
+        for panel in panels.clone() {
+            let right = &packed[panel * left.columns * panel_width..][..left.columns * panel_width];
             let right = &right[from * panel_width..(from + depth) * panel_width];
             let column = panel * panel_width;
             let width = panel_width.min(columns - column);
@@ -401,25 +415,16 @@ fn blocked<I: Isa, const MR: usize>(
                 }
                 let strip = &strips[row * depth..][..MR * depth];
                 let rows = MR.min(height - row);
-                let at = row * columns + column;
+                let at = (first + row) * columns + column;
                 if rows == MR && width == panel_width {
                     let first = match start {
                         Start::Zero => First::Zero,
                         Start::Output => First::Output,
                         Start::Row(row) => First::Row(&row[column..column + width]),
                     };
-                    // SAFETY: a whole tile of `out` starts at `at`; strip and panel hold `depth` steps.
-                    unsafe {
-                        micro::<I::Vector, MR, 2>(
-                            depth,
-                            strip,
-                            right,
-                            panel_width,
-                            first,
-                            out.as_mut_ptr().add(at),
-                            columns,
-                        )
-                    };
+                    let to = out.address(at, (MR - 1) * columns + panel_width);
+                    // SAFETY: a whole tile of `out` starts there; strip and panel hold `depth` steps.
+                    unsafe { micro::<I::Vector, MR, 2>(depth, strip, right, panel_width, first, to, columns) };
                 } else {
                     let mut tile = [0.0f32; MOST_TILE];
                     let to = tile.as_mut_ptr();
@@ -433,7 +438,8 @@ fn blocked<I: Isa, const MR: usize>(
                     }
                     for line in 0..rows {
                         let sums = &tile[line * panel_width..][..width];
-                        let target = &mut out[at + line * columns..][..width];
+                        // SAFETY: no other task has these rows of this panel.
+                        let target = unsafe { out.part(at + line * columns, width) };
                         match start {
                             Start::Zero => target.copy_from_slice(sums),
                             Start::Output => target.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
@@ -590,12 +596,14 @@ mod tests {
 
     #[test]
     fn thread_count_cannot_change_a_byte() {
-        let (m, n, k) = (500, 90, 400);
-        let (a, b) = (values(m * k, 0.37), values(k * n, 0.73));
-        let run = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-            pool.install(|| forward(Matrix::new(&a, m, k), Matrix::new(&b, k, n), None))
-        };
-        assert_eq!(run(1), run(3));
+        // Many rows, which are shared, and few, where columns are.
+        for (m, n, k) in [(500, 90, 400), (20, 90, 400), (7, 300, 300), (144, 20, 300)] {
+            let (a, b) = (values(m * k, 0.37), values(k * n, 0.73));
+            let run = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+                pool.install(|| forward(Matrix::new(&a, m, k), Matrix::new(&b, k, n), None))
+            };
+            assert_eq!(run(1), run(3));
+        }
     }
 }

@@ -22,6 +22,12 @@ impl<'a, T> Shared<'a, T> {
         Self { start: slice.as_mut_ptr(), length: slice.len(), life: PhantomData }
     }
 
+    /// Where `length` values from `from` on lie; whoever writes there must be alone with what it touches.
+    pub(crate) fn address(&self, from: usize, length: usize) -> *mut T {
+        assert!(from + length <= self.length, "address {from}+{length} of {}", self.length);
+        self.start.wrapping_add(from)
+    }
+
     /// The part `from..from + length`.
     ///
     /// # Safety

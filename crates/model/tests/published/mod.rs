@@ -15,7 +15,17 @@ pub struct Golden(Vec<u8>);
 
 impl Golden {
     pub fn read(name: &str) -> Self {
-        Self(std::fs::read(golden(&format!("{name}.safetensors"))).unwrap())
+        Self::open(&golden(&format!("{name}.safetensors")))
+    }
+
+    pub fn open(path: &Path) -> Self {
+        Self(std::fs::read(path).unwrap())
+    }
+
+    /// An entry of the header's metadata.
+    pub fn note(&self, key: &str) -> String {
+        let (_, header) = SafeTensors::read_metadata(&self.0).unwrap();
+        header.metadata().as_ref().unwrap()[key].clone()
     }
 
     fn values<const N: usize, T>(&self, name: &str, read: fn([u8; N]) -> T) -> Vec<T> {

@@ -144,6 +144,17 @@ impl Dac {
         CodecTokens::new(spec, codes, projections.len() / row).expect("codes are rows of the codebooks")
     }
 
+    /// What one level alone makes of what the levels before it left of latents, `[tokens, latent]`: a code a token, and the
+    /// projections `[tokens, codebook_dim]` that it chose by.
+    ///
+    /// # Panics
+    /// If there is no such level or `rest` is not whole tokens.
+    pub fn level_codes(&self, level: usize, rest: &[f32]) -> (Vec<u16>, Vec<f32>) {
+        assert!(rest.len().is_multiple_of(self.config.latent()), "latents must be [tokens, {}]", self.config.latent());
+        let out = self.quantizer.at_level(level, rest);
+        (out.codes, out.projections)
+    }
+
     /// The row of a codebook, `[codebook_dim]`: what stands for a code where projections are wanted.
     pub fn codebook_row(&self, level: usize, code: u16) -> &[f32] {
         self.quantizer.row(level, code)

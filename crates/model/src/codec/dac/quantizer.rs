@@ -83,6 +83,19 @@ impl Quantizer {
         Quantized { codes, projections }
     }
 
+    /// Codes and projections `[tokens, dim]` that one level gives for what is left of latents, `[tokens, latent]`.
+    pub(super) fn at_level(&self, level: usize, rest: &[f32]) -> Quantized {
+        let level = &self.levels[level];
+        let mut projections = vec![0.0; rest.len() / self.latent * self.dim];
+        let mut scores = vec![0.0; self.codes];
+        let lines = rest.chunks_exact(self.latent).zip(projections.chunks_exact_mut(self.dim));
+        let code = |(rest, projection): (&[f32], &mut [f32])| {
+            level.project(rest, projection);
+            level.nearest(projection, &mut scores)
+        };
+        Quantized { codes: lines.map(code).collect(), projections }
+    }
+
     /// The latent `[latent]` of a token's codes, one for each of the first levels.
     pub(super) fn decode(&self, codes: &[u16]) -> Vec<f32> {
         let mut out = vec![0.0; self.latent];

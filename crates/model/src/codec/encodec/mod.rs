@@ -101,20 +101,30 @@ impl Encodec {
         let (width, levels) = (self.config.hidden_size, self.levels.len());
         let tokens = rest.len() / width;
         let mut codes = vec![0; tokens * levels];
-        let mut scores = vec![0.0; tokens * self.config.codebook_size];
-        for (k, level) in self.levels.iter().enumerate().take_while(|_| tokens > 0) {
-            // |z - e|^2 is least where z e - |e|^2 / 2 is most.
-            level.turned.multiply(Matrix::new(&rest, tokens, width), &mut scores, Start::Row(&level.offsets));
-            let chosen: Vec<u16> = scores.par_chunks(self.config.codebook_size).map(first_largest).collect();
-            for ((rest, code), slot) in
-                rest.chunks_exact_mut(width).zip(chosen).zip(codes[k..].iter_mut().step_by(levels))
-            {
+        for (k, level) in self.levels.iter().enumerate() {
+            let chosen = self.level_codes(k, &rest);
+            let slots = codes.iter_mut().skip(k).step_by(levels);
+            for ((rest, code), slot) in rest.chunks_exact_mut(width).zip(chosen).zip(slots) {
                 let row = &level.rows[usize::from(code) * width..][..width];
                 rest.iter_mut().zip(row).for_each(|(rest, value)| *rest -= value);
                 *slot = code;
             }
         }
         codes
+    }
+
+    /// What one level alone makes of what the levels before it left of latents, `[tokens, hidden_size]`: a code a token.
+    ///
+    /// # Panics
+    /// If there is no such level or `rest` is not whole tokens.
+    pub fn level_codes(&self, level: usize, rest: &[f32]) -> Vec<u16> {
+        let (level, width) = (&self.levels[level], self.config.hidden_size);
+        assert!(rest.len().is_multiple_of(width), "latents must be [tokens, {width}]");
+        let tokens = rest.len() / width;
+        let mut scores = vec![0.0; tokens * self.config.codebook_size];
+        // |z - e|^2 is least where z e - |e|^2 / 2 is most.
+        level.turned.multiply(Matrix::new(rest, tokens, width), &mut scores, Start::Row(&level.offsets));
+        scores.par_chunks(self.config.codebook_size).map(first_largest).collect()
     }
 }
 
