@@ -15,7 +15,7 @@ fn error(output: &Output) -> String {
 #[test]
 fn every_verb_explains_itself() {
     let folder = tempfile::tempdir().unwrap();
-    let verbs: [&[&str]; 15] = [
+    let verbs: &[&[&str]] = &[
         &["--help"],
         &["generate", "--help"],
         &["data", "fetch", "debian", "--help"],
@@ -30,6 +30,8 @@ fn every_verb_explains_itself() {
         &["eval", "model", "--help"],
         &["import", "--help"],
         &["import", "ssm-ttm", "--help"],
+        #[cfg(feature = "hub")]
+        &["pull", "--help"],
         &["inspect", "--help"],
     ];
     for verb in verbs {
@@ -42,7 +44,7 @@ fn every_verb_explains_itself() {
 #[test]
 fn wrong_usage_is_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
-    let wrong: [&[&str]; 8] = [
+    let wrong: &[&[&str]] = &[
         &[],
         &["sing"],
         &["generate", "x", "--seconds", "-3"],
@@ -51,6 +53,10 @@ fn wrong_usage_is_exit_code_2() {
         &["import", "file.ckpt"],
         &["import", "ssm-ttm", "file.ckpt"],
         &["eval", "model", "--corpus", "corpus", "--shards", "shards", "--split", "train"],
+        &["pull"],
+        &["pull", "one-word"],
+        &["pull", "../escape"],
+        &["pull", "org/name", "--force"],
     ];
     for arguments in wrong {
         assert_eq!(mambo(folder.path(), arguments).status.code(), Some(2), "{arguments:?}");

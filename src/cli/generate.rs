@@ -13,7 +13,7 @@ use mambo_model::bundle::{Bundle, Request};
 use serde::Serialize;
 
 use super::sampling::SamplingArguments;
-use super::{player, print, print_json};
+use super::{player, print, print_json, resolve};
 
 /// Set by Ctrl-C: the clip in the making is faded out and kept, later ones are not begun.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -126,7 +126,7 @@ impl GenerateArguments {
     /// Makes the clips.
     pub fn run(self) -> Result<ExitCode> {
         let prompts = self.all_prompts()?;
-        let folder = self.model.clone().map_or_else(default_model, Ok)?;
+        let folder = self.model.as_deref().map_or_else(default_model, resolve)?;
         let targets = self.targets(prompts.len())?;
         let started = Instant::now();
         let bundle = Bundle::open(&folder)?;

@@ -18,7 +18,7 @@ use mambo_train::lm::{CodecVectors, LmRun};
 use mambo_train::run::read_toml;
 use serde_json::json;
 
-use super::{print, print_json};
+use super::{print, print_json, resolve};
 
 /// Set by Ctrl-C: the run saves after the step in hand and stops.
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -104,7 +104,9 @@ impl CodecArguments {
 impl LmArguments {
     fn run(self) -> Result<ExitCode> {
         let experiment = LmExperiment::read(&self.experiment)?;
-        let vectors = match &self.codec {
+        let (codec, text) =
+            (self.codec.as_deref().map(resolve).transpose()?, self.text.as_deref().map(resolve).transpose()?);
+        let vectors = match &codec {
             Some(folder) => {
                 let (values, width) = codec::open(folder)?.codebooks();
                 Some(CodecVectors { values, width })
@@ -112,7 +114,7 @@ impl LmArguments {
             None => None,
         };
         let samples = self.output.join("samples");
-        let sampler = match (&self.codec, &self.text, experiment.train.sample_every) {
+        let sampler = match (&codec, &text, experiment.train.sample_every) {
             (Some(codec), Some(text), 1..) => Some((codec.clone(), text.clone())),
             _ => None,
         };

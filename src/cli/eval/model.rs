@@ -29,7 +29,7 @@ use serde_json::json;
 
 use super::super::generate::default_model;
 use super::super::sampling::SamplingArguments;
-use super::super::tier;
+use super::super::{resolve, tier};
 use super::{Common, clip_name, cut, places, seconds, spinner, step};
 
 /// Most that the model's level-1 perplexity may be of the bigram's.
@@ -136,7 +136,7 @@ impl ModelArguments {
     /// Judges the model.
     pub fn run(self) -> Result<ExitCode> {
         let bar = spinner();
-        let folder = self.model.clone().map_or_else(default_model, Ok)?;
+        let folder = self.model.as_deref().map_or_else(default_model, resolve)?;
         let bundle = Bundle::open(&folder)?;
         let judge = self.common.judge(Some(&folder))?;
         let shards = Arc::new(Shard::open_folders(&self.shards)?);
