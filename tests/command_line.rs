@@ -15,7 +15,7 @@ fn error(output: &Output) -> String {
 #[test]
 fn every_verb_explains_itself() {
     let folder = tempfile::tempdir().unwrap();
-    let verbs: [&[&str]; 17] = [
+    let verbs: &[&[&str]] = &[
         &["--help"],
         &["generate", "--help"],
         &["data", "fetch", "debian", "--help"],
@@ -26,12 +26,15 @@ fn every_verb_explains_itself() {
         &["prepare", "--help"],
         &["train", "codec", "--help"],
         &["train", "lm", "--help"],
+        &["train", "diffusion", "--help"],
         &["eval", "codec", "--help"],
         &["eval", "model", "--help"],
         &["codec", "encode", "--help"],
         &["codec", "decode", "--help"],
         &["import", "--help"],
         &["import", "ssm-ttm", "--help"],
+        #[cfg(feature = "hub")]
+        &["pull", "--help"],
         &["inspect", "--help"],
     ];
     for verb in verbs {
@@ -44,7 +47,7 @@ fn every_verb_explains_itself() {
 #[test]
 fn wrong_usage_is_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
-    let wrong: [&[&str]; 10] = [
+    let wrong: &[&[&str]] = &[
         &[],
         &["sing"],
         &["generate", "x", "--seconds", "-3"],
@@ -55,6 +58,10 @@ fn wrong_usage_is_exit_code_2() {
         &["import", "file.ckpt"],
         &["import", "ssm-ttm", "file.ckpt"],
         &["eval", "model", "--corpus", "corpus", "--shards", "shards", "--split", "train"],
+        &["pull"],
+        &["pull", "one-word"],
+        &["pull", "../escape"],
+        &["pull", "org/name", "--force"],
     ];
     for arguments in wrong {
         assert_eq!(mambo(folder.path(), arguments).status.code(), Some(2), "{arguments:?}");

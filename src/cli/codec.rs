@@ -12,7 +12,7 @@ use mambo_model::tokens::{CodecSpec, CodecTokens};
 use serde::Serialize;
 
 use super::generate::{Format, default_model};
-use super::{print, print_json};
+use super::{print, print_json, resolve};
 
 /// `mambo codec`.
 #[derive(Debug, Subcommand)]
@@ -117,7 +117,7 @@ impl CodecCommand {
 impl Common {
     fn open(&self) -> Result<(PathBuf, Box<dyn StreamCodec>)> {
         let path = match &self.codec {
-            Some(path) => path.clone(),
+            Some(path) => resolve(path)?,
             None => default_model()?.join("codec"),
         };
         let codec = codec::open(&path)?;

@@ -13,7 +13,7 @@ use mambo_model::bundle::{Bundle, Request};
 use serde::Serialize;
 
 use super::sampling::{RefiningArguments, SamplingArguments};
-use super::{player, print, print_json};
+use super::{player, print, print_json, resolve, resolve_some};
 
 /// Set by Ctrl-C: the clip in the making is faded out and kept, later ones are not begun.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -147,11 +147,11 @@ impl GenerateArguments {
     /// Makes the clips.
     pub fn run(self) -> Result<ExitCode> {
         let prompts = self.all_prompts()?;
-        let folder = self.model.clone().map_or_else(default_model, Ok)?;
+        let folder = self.model.as_deref().map_or_else(default_model, resolve)?;
         let targets = self.targets(prompts.len())?;
         let started = Instant::now();
-        let bundle = Bundle::open_with(&folder, self.codec.as_deref(), self.text.as_deref())?;
-        let bundle = self.refining.apply(bundle)?;
+        let (codec, text) = (resolve_some(self.codec.as_deref())?, resolve_some(self.text.as_deref())?);
+        let bundle = self.refining.apply(Bundle::open_with(&folder, codec.as_deref(), text.as_deref())?)?;
         tracing::debug!(seconds = started.elapsed().as_secs_f64(), "model loaded");
         // A second Ctrl-C ends the program at once.
         ctrlc::set_handler(|| {

@@ -19,7 +19,7 @@ use mambo_model::weights::Weights;
 use mambo_train::config::LmExperiment;
 use serde_json::{Map, Number, Value, json};
 
-use super::{print, print_json};
+use super::{print, print_json, resolve};
 
 /// Flags of `mambo inspect`.
 #[derive(Debug, Args)]
@@ -43,7 +43,7 @@ impl InspectArguments {
     pub fn run(self) -> Result<ExitCode> {
         let facts = match &self.against {
             Some(other) => compared(&self.path, other)?,
-            None => describe(&self.path)?,
+            None => describe(&resolve(&self.path)?)?,
         };
         if self.json {
             print_json(&facts)?;

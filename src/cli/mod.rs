@@ -8,6 +8,8 @@ mod import;
 mod inspect;
 mod player;
 mod prepare;
+#[cfg(feature = "hub")]
+mod pull;
 mod sampling;
 mod train;
 
@@ -58,6 +60,9 @@ pub enum Command {
     /// Turn a model that others published into a model folder.
     #[command(subcommand)]
     Import(import::ImportCommand),
+    /// Bring a model from the Hugging Face hub to this machine.
+    #[cfg(feature = "hub")]
+    Pull(pull::PullArguments),
     /// Explain a file or folder that Mambo reads or writes.
     Inspect(inspect::InspectArguments),
     /// Print a completion script for a shell.
@@ -79,6 +84,8 @@ impl Command {
             Self::Eval(command) => command.run(),
             Self::Codec(command) => command.run(),
             Self::Import(command) => command.run(),
+            #[cfg(feature = "hub")]
+            Self::Pull(arguments) => arguments.run(),
             Self::Inspect(arguments) => arguments.run(),
             Self::Completions { shell } => {
                 clap_complete::generate(shell, &mut Arguments::command(), "mambo", &mut std::io::stdout());
@@ -86,6 +93,21 @@ impl Command {
             }
         }
     }
+}
+
+/// The folder or file that a flag names; a repository's name stands for its folder in the cache.
+#[cfg(feature = "hub")]
+use pull::resolve;
+
+/// The folder or file that a flag names.
+#[cfg(not(feature = "hub"))]
+fn resolve(path: &std::path::Path) -> Result<std::path::PathBuf> {
+    Ok(path.to_owned())
+}
+
+/// The same for a flag that may be left out.
+fn resolve_some(path: Option<&std::path::Path>) -> Result<Option<std::path::PathBuf>> {
+    path.map(resolve).transpose()
 }
 
 /// A part of the corpus by name.
@@ -107,7 +129,7 @@ pub fn start_logging(verbose: u8, quiet: bool) {
         _ => "trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("MAMBO_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("warn,mambo={level},mambo_audio={level},mambo_data={level},mambo_model={level},mambo_train={level},mambo_eval={level}")));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("warn,mambo={level},mambo_audio={level},mambo_data={level},mambo_model={level},mambo_train={level},mambo_eval={level},mambo_hub={level}")));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -8,7 +8,7 @@ use clap::Args;
 use mambo_data::prepare::{Networks, PrepareOptions};
 
 use super::data::progress_bar;
-use super::{print, print_json, tier};
+use super::{print, print_json, resolve, tier};
 
 /// Flags of `mambo prepare`.
 #[derive(Debug, Args)]
@@ -68,7 +68,7 @@ fn part(text: &str) -> Result<(usize, usize), String> {
 impl PrepareArguments {
     /// Prepares.
     pub fn run(self) -> Result<ExitCode> {
-        let networks = Networks::open(&self.codec, self.tagger.as_deref(), &self.text)?;
+        let networks = Networks::open(&resolve(&self.codec)?, self.tagger.as_deref(), &resolve(&self.text)?)?;
         let options = PrepareOptions {
             manifests: self.corpora,
             out: self.output,

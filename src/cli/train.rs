@@ -21,7 +21,7 @@ use mambo_train::lm::{CodecVectors, LmRun};
 use mambo_train::run::read_toml;
 use serde_json::json;
 
-use super::{print, print_json};
+use super::{print, print_json, resolve, resolve_some};
 
 /// Set by Ctrl-C: the run saves after the step in hand and stops.
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -127,7 +127,8 @@ impl CodecArguments {
 impl LmArguments {
     fn run(self) -> Result<ExitCode> {
         let experiment = LmExperiment::read(&self.experiment)?;
-        let vectors = match &self.codec {
+        let (codec, text) = (resolve_some(self.codec.as_deref())?, resolve_some(self.text.as_deref())?);
+        let vectors = match &codec {
             Some(folder) => {
                 let (values, width) = codec::open(folder)?.codebooks();
                 Some(CodecVectors { values, width })
@@ -135,7 +136,7 @@ impl LmArguments {
             None => None,
         };
         let samples = self.output.join("samples");
-        let sampler = match (&self.codec, &self.text, experiment.train.sample_every) {
+        let sampler = match (&codec, &text, experiment.train.sample_every) {
             (Some(codec), Some(text), 1..) => Some((codec.clone(), text.clone())),
             _ => None,
         };
@@ -176,7 +177,7 @@ impl LmArguments {
 impl DiffusionArguments {
     fn run(self) -> Result<ExitCode> {
         let experiment = DiffusionExperiment::read(&self.experiment)?;
-        let codec = codec::open(&self.codec)?;
+        let codec = codec::open(&resolve(&self.codec)?)?;
         let known = codec.refinable().with_context(|| {
             format!("--codec {}: the codec {} has no levels that could be painted", self.codec.display(), codec.spec())
         })?;

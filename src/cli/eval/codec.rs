@@ -14,7 +14,7 @@ use mambo_train::codec::CodecExperiment;
 use mambo_train::run::read_toml;
 
 use super::super::sampling::RefiningArguments;
-use super::super::{split, tier};
+use super::super::{resolve, split, tier};
 use super::{Common, clip_name, cut, places, seconds, spinner, step};
 
 /// Flags of `mambo eval codec`.
@@ -62,7 +62,7 @@ impl CodecArguments {
     /// Judges the codec.
     pub fn run(self) -> Result<ExitCode> {
         let bar = spinner();
-        let codec = codec::open(&self.codec)?;
+        let codec = codec::open(&resolve(&self.codec)?)?;
         let rate = codec.spec().sample_rate;
         let judge = self.common.judge(Some(&self.codec))?;
         let second = match &self.second_judge {

@@ -29,7 +29,7 @@ use serde_json::json;
 
 use super::super::generate::default_model;
 use super::super::sampling::{RefiningArguments, SamplingArguments};
-use super::super::tier;
+use super::super::{resolve, resolve_some, tier};
 use super::{Common, clip_name, cut, places, seconds, spinner, step};
 
 /// Most that the model's level-1 perplexity may be of the bigram's.
@@ -141,9 +141,9 @@ impl ModelArguments {
     /// Judges the model.
     pub fn run(self) -> Result<ExitCode> {
         let bar = spinner();
-        let folder = self.model.clone().map_or_else(default_model, Ok)?;
-        let bundle = Bundle::open_with(&folder, self.codec.as_deref(), self.text.as_deref())?;
-        let bundle = self.refining.apply(bundle)?;
+        let folder = self.model.as_deref().map_or_else(default_model, resolve)?;
+        let (codec, text) = (resolve_some(self.codec.as_deref())?, resolve_some(self.text.as_deref())?);
+        let bundle = self.refining.apply(Bundle::open_with(&folder, codec.as_deref(), text.as_deref())?)?;
         let judge = self.common.judge(Some(&folder))?;
         let shards = Arc::new(Shard::open_folders(&self.shards)?);
         let spec = bundle.codec().spec().clone();
