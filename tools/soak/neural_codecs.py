@@ -123,9 +123,11 @@ def dac_original(folder):
 
     published = DacModel.from_pretrained(folder.parent / "dac")
     model = reference.original()().eval()
-    # Both list encoder, quantizer and decoder, and within them the layers, in one order.
-    found = iter(published.named_parameters())
-    stated = dict(model.named_parameters())
+    # Each of the three parts lists its layers in the same order in both.
+    parts = ("encoder", "quantizer", "decoder")
+    listed = lambda owner: [pair for part in parts for pair in getattr(owner, part).named_parameters(part)]
+    found = iter(listed(published))
+    stated = dict(listed(model))
     for name, value in stated.items():
         if name.endswith("weight_v") or name.endswith(".bias"):
             continue
