@@ -479,7 +479,7 @@ mod tests {
         weights.f32("a", &[2]).unwrap();
         let error = weights.finish().unwrap_err();
         assert!(
-            error.to_string().contains("some/file.safetensors") && error.to_string().contains("tensor h"),
+            error.to_string().contains("some/file.safetensors") && error.to_string().contains("tensors h, q.scale"),
             "{error}"
         );
     }

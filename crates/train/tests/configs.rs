@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use mambo_train::codec::CodecExperiment;
 use mambo_train::config::LmExperiment;
+use mambo_train::diffusion::DiffusionExperiment;
 use mambo_train::run::read_toml;
 
 fn path(name: &str) -> PathBuf {
@@ -35,11 +36,12 @@ fn every_experiment_file_can_be_read() {
     let mut found = 0;
     for entry in std::fs::read_dir(path("")).unwrap() {
         let file = entry.unwrap().path();
-        if file.file_name().unwrap() == "codec.toml" {
-            read_toml::<CodecExperiment>(&file).unwrap();
-        } else {
-            LmExperiment::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        }
+        let outcome = match file.file_name().unwrap().to_str().unwrap() {
+            "codec.toml" => read_toml::<CodecExperiment>(&file).map(drop),
+            "refiner.toml" => DiffusionExperiment::read(&file).map(drop),
+            _ => LmExperiment::read(&file).map(drop),
+        };
+        outcome.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         found += 1;
     }
     assert!(found > PAPER.len());

@@ -238,10 +238,13 @@ impl T5Network {
                 let mut scores = vec![0.0; length * heard];
                 let queries = Strided::rows(&rows[head * width..], 3 * inner);
                 matmul(length, *heard, width, queries, &keys, *heard, &mut scores, *heard, false);
+                // From the key furthest behind to the one furthest ahead; a row of scores is a stretch of them.
+                let biases: Vec<f32> = (0..length + heard)
+                    .map(|place| self.distances[self.bucket(length, place) * heads + head])
+                    .collect();
                 for (query, scores) in scores.chunks_exact_mut(*heard).enumerate() {
-                    for (key, score) in scores.iter_mut().enumerate() {
-                        *score += self.distances[self.bucket(query, key) * heads + head];
-                    }
+                    let biases = &biases[length - query..][..*heard];
+                    scores.iter_mut().zip(biases).for_each(|(score, bias)| *score += bias);
                     softmax(scores);
                 }
                 let values = &rows[2 * inner + head * width..];
