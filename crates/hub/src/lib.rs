@@ -5,7 +5,7 @@
 //! that nothing is downloaded twice by the two.
 //!
 //! The crate `hf-hub` 1.0 has the same cache layout, but starts a cut download over, checks no checksums, and brings
-//! some 300 crates and a TLS library that needs CMake. `ureq` with `rustls` over `ring` is a tenth of that and needs the
+//! some 230 crates and a TLS library that needs CMake. `ureq` with `rustls` over `ring` is a tenth of that and needs the
 //! C compiler that Mambo needs anyway; the rules of the cache are the few pages here.
 
 mod cache;
