@@ -3,15 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use mambo_audio::{AudioClip, AudioWriter, MonoReader};
 use mambo_model::codec::{self, StreamCodec, TokenFile};
 use mambo_model::tokens::{CodecSpec, CodecTokens};
 use serde::Serialize;
 
+use super::eval::spinner;
 use super::generate::{Format, default_model};
+use super::targets::{is_folder, make_folder, refuse_taken};
 use super::{print, print_json, resolve};
 
 /// `mambo codec`.
@@ -135,7 +137,7 @@ impl Common {
     /// The file of every input, checked before anything is done.
     fn targets(&self, inputs: &[PathBuf], extension: &str) -> Result<Vec<PathBuf>> {
         let output = self.output.clone().unwrap_or_default();
-        let is_folder = output.is_dir() || output.as_os_str().to_string_lossy().ends_with(['/', '\\']);
+        let is_folder = is_folder(&output);
         let target = |input: &PathBuf| {
             let name = PathBuf::from(input.file_name().unwrap_or_default()).with_extension(extension);
             if is_folder { output.join(name) } else { name }
@@ -152,13 +154,10 @@ impl Common {
                 let [a, b] = [&inputs[other], &inputs[n]].map(|path| path.display());
                 bail!("{a} and {b} would both become {}; do them one after the other", target.display());
             }
-            if target.symlink_metadata().is_ok() && !self.force {
-                bail!("{} exists; choose another name with -o or overwrite it with --force", target.display());
-            }
         }
+        refuse_taken(&targets, self.force)?;
         if is_folder {
-            std::fs::create_dir_all(&output)
-                .with_context(|| format!("-o {}: cannot make the folder", output.display()))?;
+            make_folder(&output)?;
         }
         Ok(targets)
     }
@@ -181,15 +180,9 @@ impl Common {
     }
 }
 
-/// A line on the terminal that says how far a file is.
-fn spinner(path: &Path) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{spinner} {prefix} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
-    ProgressBar::new_spinner().with_style(style).with_prefix(path.display().to_string())
-}
-
-fn tell(bar: &ProgressBar, samples: u64, rate: u32) {
-    bar.set_message(format!("{:.0} s", samples as f64 / f64::from(rate)));
+/// Says on the terminal how far a file is.
+fn tell(bar: &ProgressBar, file: &Path, samples: u64, rate: u32) {
+    bar.set_message(format!("{}: {:.0} s", file.display(), samples as f64 / f64::from(rate)));
     bar.tick();
 }
 
@@ -218,13 +211,13 @@ fn encode(codec: &dyn StreamCodec, levels: usize, input: &Path) -> Result<(Codec
     let mut reader = MonoReader::open(input, spec.sample_rate)?;
     let mut stream = codec.encoder();
     let (mut codes, mut samples) = (Vec::new(), 0);
-    let bar = spinner(input);
+    let bar = spinner();
     let keep =
         |new: Vec<u16>| new.chunks_exact(spec.levels).flat_map(|frame| frame[..levels].to_vec()).collect::<Vec<_>>();
     while let Some(block) = reader.next_block()? {
         samples += block.len() as u64;
         codes.extend(keep(stream.push(&block)));
-        tell(&bar, samples, spec.sample_rate);
+        tell(&bar, input, samples, spec.sample_rate);
     }
     codes.extend(keep(stream.finish()));
     bar.finish_and_clear();
@@ -265,7 +258,7 @@ impl DecodeArguments {
         let format = Format::of(self.format, target)?;
         let mut writer = AudioWriter::create(target, format, rate, 1, self.common.force)?;
         let mut stream = codec.decoder(tokens.spec.levels, self.seed);
-        let bar = spinner(target);
+        let bar = spinner();
         let mut left = samples;
         let mut take = |mut block: Vec<f32>| {
             block.truncate(usize::try_from(left).unwrap_or(usize::MAX));
@@ -273,7 +266,7 @@ impl DecodeArguments {
             if block.is_empty() {
                 return Ok(());
             }
-            tell(&bar, samples - left, rate);
+            tell(&bar, target, samples - left, rate);
             writer.write(&AudioClip::from_mono(block, rate))
         };
         for frame in 0..tokens.frames {

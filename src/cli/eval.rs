@@ -103,7 +103,7 @@ fn find_judge(near: Option<&Path>) -> Option<PathBuf> {
 }
 
 /// A line on the terminal that says what is being done.
-fn spinner() -> ProgressBar {
+pub fn spinner() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner());
     ProgressBar::new_spinner().with_style(style)

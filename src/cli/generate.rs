@@ -13,6 +13,7 @@ use mambo_model::bundle::{Bundle, Request};
 use serde::Serialize;
 
 use super::sampling::{RefiningArguments, SamplingArguments};
+use super::targets::{is_folder, make_folder, refuse_taken};
 use super::{player, print, print_json, resolve, resolve_some};
 
 /// Set by Ctrl-C: the clip in the making is faded out and kept, later ones are not begun.
@@ -214,10 +215,8 @@ impl GenerateArguments {
             }
             return Ok(vec![output]);
         }
-        let is_folder = output.is_dir() || output.as_os_str().to_string_lossy().ends_with(['/', '\\']);
-        let targets: Vec<PathBuf> = if is_folder {
-            std::fs::create_dir_all(&output)
-                .with_context(|| format!("-o {}: cannot make the folder", output.display()))?;
+        let targets: Vec<PathBuf> = if is_folder(&output) {
+            make_folder(&output)?;
             (1..=count).map(|n| output.join(format!("clip-{n:03}.{}", self.extension()))).collect()
         } else if count == 1 {
             vec![output]
@@ -227,9 +226,7 @@ impl GenerateArguments {
                 output.extension().map_or(self.extension().to_owned(), |e| e.to_string_lossy().into_owned());
             (1..=count).map(|n| output.with_file_name(format!("{stem}-{n}.{extension}"))).collect()
         };
-        if let Some(taken) = targets.iter().find(|t| t.exists() && !self.force) {
-            bail!("{} exists; choose another name with -o or overwrite it with --force", taken.display());
-        }
+        refuse_taken(&targets, self.force)?;
         Ok(targets)
     }
 

@@ -117,11 +117,12 @@ fn describe(path: &Path) -> Result<Value> {
     match extension.as_deref() {
         Some("jsonl") => manifest(path),
         Some("toml") => experiment(path),
-        Some("safetensors") => match (Shard::open(path), TokenFile::open(path)) {
-            (Ok(shard), _) => Ok(shard_facts(&shard)),
-            (_, Ok(file)) => Ok(token_facts(&file)),
-            _ => tensors(path),
-        },
+        Some("safetensors") => {
+            if let Ok(shard) = Shard::open(path) {
+                return Ok(shard_facts(&shard));
+            }
+            TokenFile::open(path).map_or_else(|_| tensors(path), |file| Ok(token_facts(&file)))
+        }
         Some("ckpt" | "pt" | "pth") => checkpoint(path),
         _ => sound(path),
     }
@@ -141,10 +142,8 @@ fn model(path: &Path) -> Result<Value> {
         "sampling": serde_json::to_value(&file.sampling)?,
     });
     let inner = path.join("codec");
-    if inner.join("codec.safetensors").exists() {
-        facts["codec"] = codec(&inner)?;
-    } else if let Some(kind) = model_type(&inner) {
-        facts["codec"] = published(&inner, &kind)?;
+    if inner.is_dir() {
+        facts["codec"] = describe(&inner)?;
     }
     Ok(facts)
 }

@@ -11,6 +11,7 @@ mod prepare;
 #[cfg(feature = "hub")]
 mod pull;
 mod sampling;
+mod targets;
 mod train;
 
 use std::io::Write;

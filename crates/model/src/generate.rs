@@ -309,7 +309,7 @@ impl Iterator for Generator {
             let column = self.next_column();
             self.accept(column);
             if self.made > self.pattern.longest() {
-                return Some((0..self.pattern.codebooks()).map(|k| self.columns[self.pattern.delay(k)][k]).collect());
+                return Some(self.pattern.frame(&self.columns));
             }
         }
     }

@@ -207,8 +207,12 @@ impl Guidance {
     /// Weights for a clip with or without a caption and a beat; a stream of weight 0 need not be decoded.
     pub fn new(sampling: &Sampling, with_caption: bool, with_beat: bool) -> Self {
         let by_caption = if with_caption { sampling.guidance } else { 0.0 };
-        let by_beat = if with_beat { sampling.beat_guidance } else { 1.0 };
-        Self { caption: by_caption, beat: by_beat - by_caption, neither: 1.0 - by_beat }
+        Self::by(by_caption, if with_beat { sampling.beat_guidance } else { 1.0 })
+    }
+
+    /// Weights for the scales of both guidances, 0 for no caption.
+    pub fn by(caption: f32, beat: f32) -> Self {
+        Self { caption, beat: beat - caption, neither: 1.0 - beat }
     }
 }
 

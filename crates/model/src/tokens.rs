@@ -4,6 +4,8 @@
 //! start of sequence and delay filler at once; it is never a code and is never sampled.
 //! Law: `revert(apply(x)) == x` for every pattern. Source: MusicGen (arXiv 2306.05284), section 2.2.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 /// What a codec's tokens mean: enough to check that two parts of the system agree.
@@ -185,6 +187,14 @@ impl DelayPattern {
     /// Columns of the staggered table for `frames` frames.
     pub fn columns(&self, frames: usize) -> usize {
         frames + self.longest()
+    }
+
+    /// The frame that the last of the latest columns completes; `columns` are as many as the longest delay and one more.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn frame(&self, columns: &VecDeque<Vec<u16>>) -> Vec<u16> {
+        self.delays.iter().enumerate().map(|(k, &delay)| columns[delay][k]).collect()
     }
 
     /// Whether codebook k holds a code (and not the filler) in `column` when there are `frames` frames.

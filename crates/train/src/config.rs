@@ -1,16 +1,19 @@
 //! One TOML file is one runnable experiment. Unknown keys are errors; every value is checked before work starts.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use mambo_data::Split;
+use mambo_data::batch::{BatchOptions, BatchSource};
+use mambo_data::shard::Shard;
 use mambo_model::lm::{LmConfig, LossConfig};
 use mambo_model::ops::{MatrixPrecision, bf16_unavailable};
 use mambo_model::sampler::Sampling;
 use serde::{Deserialize, Serialize};
 
-use crate::error::TrainError;
+use crate::error::{Rule, TrainError};
 use crate::optim::OptimConfig;
-use crate::run::read_toml;
+use crate::run::read_experiment;
 
 /// A language model experiment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +66,40 @@ pub struct DataConfig {
     /// Licence tiers to validate on; empty for all.
     #[serde(default)]
     pub validate_tiers: Vec<String>,
+}
+
+impl DataConfig {
+    /// Batches of some splits. Validation never sees augmented clips.
+    pub(crate) fn source(
+        &self,
+        shards: &Arc<Vec<Shard>>,
+        splits: &[Split],
+        training: bool,
+        sizes: BatchSizes,
+        seed: u64,
+    ) -> Result<BatchSource, TrainError> {
+        Ok(BatchSource::new(
+            Arc::clone(shards),
+            BatchOptions {
+                splits: splits.to_vec(),
+                tiers: if training { self.tiers.clone() } else { self.validate_tiers.clone() },
+                unaltered_only: !training || self.unaltered_only,
+                batch: sizes.batch,
+                frames: self.frames,
+                levels: sizes.levels,
+                max_text: self.max_text,
+                seed,
+            },
+        )?)
+    }
+}
+
+/// Sizes of a batch that the data does not decide.
+pub(crate) struct BatchSizes {
+    /// Clips.
+    pub(crate) batch: usize,
+    /// Codebooks.
+    pub(crate) levels: usize,
 }
 
 fn max_text() -> usize {
@@ -154,11 +191,7 @@ fn ten() -> u64 {
 impl LmExperiment {
     /// Reads and checks an experiment file.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
-        let experiment: Self = read_toml(path)?;
-        match experiment.validate() {
-            Ok(()) => Ok(experiment),
-            Err(source) => Err(TrainError::File { path: path.to_owned(), source: Box::new(source) }),
-        }
+        read_experiment(path, Self::validate)
     }
 
     /// Checks every range.
@@ -168,7 +201,7 @@ impl LmExperiment {
         self.sampling.validate()?;
         let train = &self.train;
         let share = |value: f32| (0.0..1.0).contains(&value);
-        let rules: [(&'static str, String, bool, &'static str); 14] = [
+        let rules: [Rule; 14] = [
             ("data.frames", self.data.frames.to_string(), self.data.frames > 1, "2 or more"),
             ("data.max_text", self.data.max_text.to_string(), self.data.max_text > 0, "1 or more"),
             ("train.steps", train.steps.to_string(), train.steps > 0, "1 or more"),
@@ -207,10 +240,7 @@ impl LmExperiment {
                 "at most one per codebook, none negative, not all zero",
             ),
         ];
-        match rules.into_iter().find(|rule| !rule.2) {
-            Some((key, found, _, expected)) => Err(TrainError::Setting { key, found, expected }),
-            None => Ok(()),
-        }
+        TrainError::unless_all_hold(rules)
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use mambo_data::batch::{Batch, BatchOptions, BatchSource};
+use mambo_data::batch::{Batch, BatchSource};
 use mambo_data::shard::Shard;
 use mambo_data::{Progress, Report, Split};
 use mambo_kernels::memory::keep_freed_memory;
@@ -22,10 +22,11 @@ use mambo_model::random;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
-use crate::config::{DataConfig, precision};
-use crate::error::TrainError;
+use crate::config::{BatchSizes, DataConfig, precision};
+use crate::error::{Rule, TrainError};
+use crate::lm::first_shard;
 use crate::optim::{OptimConfig, Optimizer};
-use crate::run::{RunFolder, read_toml};
+use crate::run::{RunFolder, read_experiment};
 use crate::track::Tracker;
 
 /// A second-stage experiment; unknown keys are errors.
@@ -114,11 +115,7 @@ const VALIDATED: u64 = 16;
 impl DiffusionExperiment {
     /// Reads and checks an experiment file.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
-        let experiment: Self = read_toml(path)?;
-        match experiment.validate() {
-            Ok(()) => Ok(experiment),
-            Err(source) => Err(TrainError::File { path: path.to_owned(), source: Box::new(source) }),
-        }
+        read_experiment(path, Self::validate)
     }
 
     /// Checks every range.
@@ -127,7 +124,7 @@ impl DiffusionExperiment {
         let train = &self.train;
         let share = |value: f32| (0.0..=1.0).contains(&value);
         let sampling = self.sampling.broken_rule(self.model.objective);
-        let rules: [(&'static str, String, bool, &'static str); 9] = [
+        let rules: [Rule; 9] = [
             ("data.frames", self.data.frames.to_string(), self.data.frames > 1, "2 or more"),
             ("data.max_text", self.data.max_text.to_string(), self.data.max_text > 0, "1 or more"),
             ("train.steps", train.steps.to_string(), train.steps > 0, "1 or more"),
@@ -143,10 +140,7 @@ impl DiffusionExperiment {
             ),
             ("sampling", format!("{:?}", self.sampling), sampling.is_none(), sampling.unwrap_or_default()),
         ];
-        match rules.into_iter().find(|rule| !rule.2) {
-            Some((key, found, _, expected)) => Err(TrainError::Setting { key, found, expected }),
-            None => Ok(()),
-        }
+        TrainError::unless_all_hold(rules)
     }
 
     /// The refiner that it trains, for a codec and states of a text encoder.
@@ -209,11 +203,15 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
     // Data.
     let shards = Arc::new(Shard::open_folders(&experiment.data.shards)?);
     let text_width = check_shards(&shards, codec)?;
-    let source = batches(experiment, &shards, codec, &[Split::Train], true)?;
+    let batches = |split: Split, training: bool| {
+        let sizes = BatchSizes { batch: train.batch, levels: codec.spec().levels };
+        experiment.data.source(&shards, &[split], training, sizes, seed)
+    };
+    let source = batches(Split::Train, true)?;
     let validation = match experiment.data.validate_on.first() {
-        Some(split) => batches(experiment, &shards, codec, &[*split], false)
-            .inspect_err(|error| tracing::warn!(%error, ?split, "not validated: no clips"))
-            .ok(),
+        Some(split) => {
+            batches(*split, false).inspect_err(|error| tracing::warn!(%error, ?split, "not validated: no clips")).ok()
+        }
         None => None,
     };
 
@@ -306,9 +304,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
 
 /// All shards speak this codec, with all its levels; the width of their text states.
 fn check_shards(shards: &[Shard], codec: &dyn Refinable) -> Result<usize, TrainError> {
-    let Some(first) = shards.first() else {
-        return Err(TrainError::Mismatch { what: "no files,", found: "none".into(), expected: "at least one".into() });
-    };
+    let first = first_shard(shards)?;
     for shard in shards {
         let spec = &shard.header().spec;
         if spec.codec != *codec.spec() || spec.text_width != first.header().spec.text_width {
@@ -320,29 +316,6 @@ fn check_shards(shards: &[Shard], codec: &dyn Refinable) -> Result<usize, TrainE
         }
     }
     Ok(first.header().spec.text_width)
-}
-
-fn batches(
-    experiment: &DiffusionExperiment,
-    shards: &Arc<Vec<Shard>>,
-    codec: &dyn Refinable,
-    splits: &[Split],
-    training: bool,
-) -> Result<BatchSource, TrainError> {
-    let data = &experiment.data;
-    Ok(BatchSource::new(
-        Arc::clone(shards),
-        BatchOptions {
-            splits: splits.to_vec(),
-            tiers: if training { data.tiers.clone() } else { data.validate_tiers.clone() },
-            unaltered_only: !training || data.unaltered_only,
-            batch: experiment.train.batch,
-            frames: data.frames,
-            levels: codec.spec().levels,
-            max_text: data.max_text,
-            seed: experiment.seed,
-        },
-    )?)
 }
 
 /// What the network is to paint, and what it hears.

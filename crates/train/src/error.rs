@@ -124,7 +124,18 @@ pub enum TrainError {
     },
 }
 
+/// A rule of a setting: its key, the value found, whether that will do, what would.
+pub(crate) type Rule = (&'static str, String, bool, &'static str);
+
 impl TrainError {
+    /// Requires that no rule of the settings is broken; the first that is becomes the error.
+    pub(crate) fn unless_all_hold(rules: impl IntoIterator<Item = Rule>) -> Result<(), Self> {
+        match rules.into_iter().find(|rule| !rule.2) {
+            Some((key, found, _, expected)) => Err(Self::Setting { key, found, expected }),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the wrapper of an I/O error on `path`.
     pub fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();

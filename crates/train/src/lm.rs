@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use mambo_data::batch::{BatchOptions, BatchSource};
+use mambo_data::batch::BatchSource;
 use mambo_data::shard::Shard;
 use mambo_data::{Progress, Report, Split};
 use mambo_kernels::memory::keep_freed_memory;
@@ -23,7 +23,7 @@ use mambo_model::tokens::CodecSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
-use crate::config::{LmExperiment, precision};
+use crate::config::{BatchSizes, LmExperiment, precision};
 use crate::error::TrainError;
 use crate::optim::{Optimizer, accumulate};
 use crate::run::RunFolder;
@@ -283,11 +283,15 @@ fn score(config: &LmConfig, parameters: &Parameters, split: Split, source: &Batc
     SplitScore { split, nll }
 }
 
+/// There is at least one shard.
+pub(crate) fn first_shard(shards: &[Shard]) -> Result<&Shard, TrainError> {
+    let none = || TrainError::Mismatch { what: "no files,", found: "none".into(), expected: "at least one".into() };
+    shards.first().ok_or_else(none)
+}
+
 /// All shards speak one codec, and the one the experiment expects.
 fn check_shards(shards: &[Shard], experiment: &LmExperiment) -> Result<CodecSpec, TrainError> {
-    let Some(first) = shards.first() else {
-        return Err(TrainError::Mismatch { what: "no files,", found: "none".into(), expected: "at least one".into() });
-    };
+    let first = first_shard(shards)?;
     let differs = |what, found: String, expected: String| Err(TrainError::Mismatch { what, found, expected });
     for shard in shards {
         let (spec, expected) = (&shard.header().spec, &first.header().spec);
@@ -316,20 +320,8 @@ pub fn batches(
     splits: &[Split],
     training: bool,
 ) -> Result<BatchSource, TrainError> {
-    let data = &experiment.data;
-    Ok(BatchSource::new(
-        Arc::clone(shards),
-        BatchOptions {
-            splits: splits.to_vec(),
-            tiers: if training { data.tiers.clone() } else { data.validate_tiers.clone() },
-            unaltered_only: !training || data.unaltered_only,
-            batch: experiment.train.batch,
-            frames: data.frames,
-            levels: experiment.model.codebooks,
-            max_text: data.max_text,
-            seed: experiment.seed,
-        },
-    )?)
+    let sizes = BatchSizes { batch: experiment.train.batch, levels: experiment.model.codebooks };
+    experiment.data.source(shards, splits, training, sizes, experiment.seed)
 }
 
 /// The model's configuration with the codec's centroids, if the experiment asks for them.

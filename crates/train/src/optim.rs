@@ -64,10 +64,8 @@ impl OptimConfig {
             ("optim.clip", self.clip, self.clip >= 0.0, "0 or more"),
             ("optim.ema", self.ema, (0.0..1.0).contains(&self.ema), "0 to below 1"),
         ];
-        match rules.iter().find(|rule| !rule.2) {
-            Some((key, found, _, expected)) => Err(TrainError::Setting { key, found: found.to_string(), expected }),
-            None => Ok(()),
-        }
+        let rules = rules.map(|(key, found, holds, expected)| (key, found.to_string(), holds, expected));
+        TrainError::unless_all_hold(rules)
     }
 
     /// Learning rate of `step` (counted from 0) of `total`.

@@ -50,6 +50,18 @@ impl RunFolder {
     }
 }
 
+/// Reads an experiment file and checks its values; the error names the file.
+pub fn read_experiment<E: DeserializeOwned>(
+    path: &Path,
+    check: impl FnOnce(&E) -> Result<(), TrainError>,
+) -> Result<E, TrainError> {
+    let experiment = read_toml(path)?;
+    match check(&experiment) {
+        Ok(()) => Ok(experiment),
+        Err(source) => Err(TrainError::File { path: path.to_owned(), source: Box::new(source) }),
+    }
+}
+
 /// Reads a typed TOML file.
 pub fn read_toml<E: DeserializeOwned>(path: &Path) -> Result<E, TrainError> {
     let text = std::fs::read_to_string(path).map_err(TrainError::io(path, "read"))?;

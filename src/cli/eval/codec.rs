@@ -31,8 +31,6 @@ pub struct CodecArguments {
     /// Second-stage folder: the first level alone, with its detail painted, is judged too.
     #[arg(long, value_name = "DIR")]
     refiner: Option<PathBuf>,
-    #[command(flatten)]
-    refining: RefiningArguments,
     /// Only these licence tiers.
     #[arg(long, value_delimiter = ',', value_parser = tier)]
     tiers: Vec<String>,
@@ -56,6 +54,9 @@ pub struct CodecArguments {
     spectrograms: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
+    // Last: its heading goes for every flag after it.
+    #[command(flatten)]
+    refining: RefiningArguments,
 }
 
 impl CodecArguments {

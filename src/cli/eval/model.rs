@@ -270,6 +270,9 @@ impl ModelArguments {
     }
 }
 
+/// A running decoder for a seed.
+type Decoder<'a> = Box<dyn Fn(u64) -> Box<dyn DecodeStream + 'a> + 'a>;
+
 /// The model, the bigram over first-codebook tokens, uniform tokens, and the real tokens decoded; all but the bigram
 /// with as many codebooks as the model writes. With a second stage, the real tokens have all levels, and the real outline is
 /// refined too: what the second stage does to a first one without fault.
@@ -319,27 +322,22 @@ fn systems<'a>(
             Ok(render(codec.decoder(levels, request.seed), frames, rate, request.seconds))
         }),
     ));
-    let of_real = move |real: Option<&RealClip>, stream, seconds| {
-        let tokens = codec.encode(&real.ok_or("real tokens need a real clip")?.samples);
-        Ok(render(stream, (0..tokens.frames).map(|t| tokens.frame(t)), rate, seconds))
-    };
-    systems.push(system(
-        "real tokens",
-        Role::Ceiling,
-        Box::new(move |request| {
-            let clip = request.real.map(|index| &real[index]);
-            of_real(clip, codec.decoder(ceiling, request.seed), request.seconds)
-        }),
-    ));
-    if refined {
-        systems.push(system(
-            "real outline, refined",
-            Role::Other,
+    let of_real = |name: &str, role, decoder: Decoder<'a>| {
+        system(
+            name,
+            role,
             Box::new(move |request| {
-                let clip = request.real.map(|index| &real[index]);
-                of_real(clip, bundle.decoder(None, request.seed), request.seconds)
+                let clip = request.real.map(|index| &real[index]).ok_or("real tokens need a real clip")?;
+                let tokens = codec.encode(&clip.samples);
+                let frames = (0..tokens.frames).map(|t| tokens.frame(t));
+                Ok(render(decoder(request.seed), frames, rate, request.seconds))
             }),
-        ));
+        )
+    };
+    systems.push(of_real("real tokens", Role::Ceiling, Box::new(move |seed| codec.decoder(ceiling, seed))));
+    if refined {
+        let decoder: Decoder<'a> = Box::new(move |seed| bundle.decoder(None, seed));
+        systems.push(of_real("real outline, refined", Role::Other, decoder));
     }
     systems
 }

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::flow::{FlowNetwork, LEVEL_CHOICES, level_choice};
-use super::stream::HouseEncoder;
+use super::windowed::{Windowed, WindowedEncoder};
 use super::{
     BandLayout, Codec, DecodeStream, EncodeStream, HouseStream, PaintStream, Refinable, ResidualQuantizer, StreamCodec,
     decode_by_stream, encode_by_stream,
@@ -24,6 +24,8 @@ use crate::parameters::{Initialiser, Parameters, Precision, Role, WriteError, wr
 use crate::tokens::{CodecSpec, CodecTokens};
 use crate::weights::WeightsError;
 
+/// Tokens that the encoder looks at in one go.
+const ENCODED_AT_ONCE: usize = 256;
 /// Tokens a task projects at once.
 const TASK: usize = 64;
 
@@ -339,7 +341,14 @@ impl Codec for HouseCodec {
 
 impl StreamCodec for HouseCodec {
     fn encoder(&self) -> Box<dyn EncodeStream + '_> {
-        Box::new(HouseEncoder::new(self))
+        let hop = self.config.spec.hop as usize;
+        // A spectrum sees half its window on each side.
+        let reach = self.config.layout.window.div_ceil(2 * hop);
+        Box::new(WindowedEncoder {
+            windows: Windowed::new([hop, self.config.latent], reach, ENCODED_AT_ONCE),
+            network: |samples: &[f32]| self.project(&self.features(samples)),
+            quantise: |latents: Vec<f32>| self.quantizer.encode_frames(&latents),
+        })
     }
 
     fn decoder(&self, levels: usize, seed: u64) -> Box<dyn DecodeStream + '_> {

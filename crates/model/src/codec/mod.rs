@@ -176,7 +176,7 @@ fn encode_by_stream(codec: &dyn StreamCodec, mono: &[f32]) -> CodecTokens {
 }
 
 /// All samples of a stream.
-fn decode_by_stream(mut stream: Box<dyn DecodeStream + '_>, tokens: &CodecTokens) -> Vec<f32> {
+pub(crate) fn decode_by_stream(mut stream: Box<dyn DecodeStream + '_>, tokens: &CodecTokens) -> Vec<f32> {
     let mut samples = Vec::with_capacity(tokens.frames * tokens.spec.hop as usize);
     for t in 0..tokens.frames {
         samples.extend(stream.push(&tokens.frame(t)));

@@ -1,4 +1,4 @@
-//! The house codec on sound that goes on, in constant memory: samples in and codes out, and the other way.
+//! Decoding that goes on: token frames in, samples out, constant memory.
 //!
 //! Tokens are decoded in windows at fixed places, each with the same context on both sides, and the noise of a
 //! token depends on the seed and its place alone; so how the frames are pushed never changes the sound.
@@ -9,8 +9,7 @@ use std::ops::Range;
 use mambo_audio::spectrum::GriffinLimStream;
 
 use super::house::usable_levels;
-use super::windowed::Windowed;
-use super::{DecodeStream, EncodeStream, HouseCodec, HouseConfig, PaintStream};
+use super::{DecodeStream, HouseCodec, HouseConfig, PaintStream};
 use crate::random;
 
 /// STFT frames that the phase search keeps open between windows.
@@ -45,39 +44,6 @@ fn noise(seed: u64, tokens: Range<usize>, config: &HouseConfig) -> Vec<f32> {
         }
     }
     out
-}
-
-/// Tokens that the encoder looks at in one go.
-const ENCODED_AT_ONCE: usize = 256;
-
-/// A running encoder.
-pub(super) struct HouseEncoder<'a> {
-    codec: &'a HouseCodec,
-    windows: Windowed,
-}
-
-impl<'a> HouseEncoder<'a> {
-    pub(super) fn new(codec: &'a HouseCodec) -> Self {
-        let (config, hop) = (codec.config(), codec.config().spec.hop as usize);
-        // A spectrum sees half its window on each side.
-        let reach = config.layout.window.div_ceil(2 * hop);
-        let windows = Windowed::new([hop, config.latent], reach, ENCODED_AT_ONCE);
-        Self { codec, windows }
-    }
-}
-
-impl EncodeStream for HouseEncoder<'_> {
-    fn push(&mut self, mono: &[f32]) -> Vec<u16> {
-        let codec = self.codec;
-        let latents = self.windows.push(mono, |samples| codec.project(&codec.features(samples)));
-        codec.quantizer().encode_frames(&latents)
-    }
-
-    fn finish(mut self: Box<Self>) -> Vec<u16> {
-        let codec = self.codec;
-        let latents = self.windows.finish(|samples| codec.project(&codec.features(samples)));
-        codec.quantizer().encode_frames(&latents)
-    }
 }
 
 /// A running decoder.

@@ -1,5 +1,24 @@
 //! A network of finite reach over rows that keep coming: the same as over all of them at once, in constant memory.
 
+use super::EncodeStream;
+
+/// The running encoder of a codec whose encoder has a finite reach: samples to latents, latents to codes row by row.
+pub(super) struct WindowedEncoder<N, Q> {
+    pub(super) windows: Windowed,
+    pub(super) network: N,
+    pub(super) quantise: Q,
+}
+
+impl<N: Fn(&[f32]) -> Vec<f32>, Q: Fn(Vec<f32>) -> Vec<u16>> EncodeStream for WindowedEncoder<N, Q> {
+    fn push(&mut self, mono: &[f32]) -> Vec<u16> {
+        (self.quantise)(self.windows.push(mono, &self.network))
+    }
+
+    fn finish(mut self: Box<Self>) -> Vec<u16> {
+        (self.quantise)(self.windows.finish(&self.network))
+    }
+}
+
 /// Rows wait until all neighbours that their outputs depend on are there; then they go through in windows.
 pub(crate) struct Windowed {
     /// Values of a row, in and out.

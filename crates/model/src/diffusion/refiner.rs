@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Conditions, Denoiser, DenoiserConfig, Objective, Solver, sample};
 use crate::parameters::{Bound, Initialiser, Parameters, Precision, Role, WriteError, write_atomically};
+use crate::sampler::{Guidance, blend};
 use crate::tokens::CodecSpec;
 use crate::weights::WeightsError;
 
@@ -359,17 +360,13 @@ impl Refiner {
     /// with, then one set for each ancestral step.
     pub fn paint(&self, outline: &[f32], text: Option<&[f32]>, mut noise: impl FnMut(usize) -> Vec<f32>) -> Vec<f32> {
         let sampling = &self.config.sampling;
-        let (text_scale, outline_scale) = (sampling.guidance, sampling.outline_guidance);
-        let outlined = Heard { text: None, outline: true };
-        // v = u + outline_scale (n - u) + text_scale (c - n), as in `sampler::Guidance`.
-        let all = match text {
-            Some(text) => vec![
-                (text_scale, Heard { text: Some(text), outline: true }),
-                (outline_scale - text_scale, outlined),
-                (1.0 - outline_scale, Heard { outline: false, ..outlined }),
-            ],
-            None => vec![(outline_scale, outlined), (1.0 - outline_scale, Heard { outline: false, ..outlined })],
-        };
+        // The outline is here what the beat is to the language model.
+        let scales = Guidance::by(if text.is_some() { sampling.guidance } else { 0.0 }, sampling.outline_guidance);
+        let all = [
+            (scales.caption, Heard { text, outline: true }),
+            (scales.beat, Heard { text: None, outline: true }),
+            (scales.neither, Heard { text: None, outline: false }),
+        ];
         let (weights, heard): (Vec<f32>, Vec<Heard<'_>>) = all.into_iter().filter(|(weight, _)| *weight != 0.0).unzip();
         let mut first = noise(0);
         first.iter_mut().for_each(|value| *value *= sampling.noise);
@@ -378,7 +375,7 @@ impl Refiner {
             let answer =
                 self.answer(x.repeat(heard.len()), outline.repeat(heard.len()), &vec![time; heard.len()], &heard);
             let mut answer: Vec<f32> = answer.into_data().try_into_vec().expect("the refiner computes in f32");
-            crate::sampler::blend(&mut answer, &weights);
+            blend(&mut answer, &weights);
             answer.truncate(values);
             answer
         };

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use super::{Refiner, Solver};
 use crate::codec::windowed::Windowed;
-use crate::codec::{Codec, DecodeStream, PaintStream, Refinable};
+use crate::codec::{Codec, DecodeStream, PaintStream, Refinable, decode_by_stream};
 use crate::random;
 use crate::tokens::{CodecSpec, CodecTokens};
 
@@ -37,13 +37,7 @@ impl Codec for RefinedCodec<'_> {
     }
 
     fn decode(&self, tokens: &CodecTokens, _levels: usize, seed: u64) -> Vec<f32> {
-        let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(self.refiner, self.codec, None, seed));
-        let mut samples = Vec::with_capacity(tokens.frames * self.spec.hop as usize);
-        for frame in 0..tokens.frames {
-            samples.extend(stream.push(&tokens.frame(frame)));
-        }
-        samples.extend(stream.finish());
-        samples
+        decode_by_stream(Box::new(RefinerStream::new(self.refiner, self.codec, None, seed)), tokens)
     }
 }
 

@@ -118,8 +118,7 @@ impl Iterator for Frames {
             if frame < self.told.len() {
                 continue;
             }
-            let codes: Vec<u16> =
-                (0..self.pattern.codebooks()).map(|k| self.columns[self.pattern.delay(k)][k]).collect();
+            let codes = self.pattern.frame(&self.columns);
             self.latest.push_back(codes.clone());
             if self.latest.len() > self.kept {
                 self.latest.pop_front();

@@ -16,9 +16,9 @@ use published::Published;
 use quantizer::Quantizer;
 
 pub use config::DacConfig;
-use stream::{DacEncoder, DacStream};
+use stream::DacStream;
 
-use super::windowed::Windowed;
+use super::windowed::{Windowed, WindowedEncoder};
 use super::{
     Codec, DecodeStream, EncodeStream, PaintStream, Refinable, StreamCodec, decode_by_stream, encode_by_stream,
 };
@@ -177,7 +177,11 @@ impl Codec for Dac {
 
 impl StreamCodec for Dac {
     fn encoder(&self) -> Box<dyn EncodeStream + '_> {
-        Box::new(DacEncoder::new(self))
+        Box::new(WindowedEncoder {
+            windows: self.encoder_windows(),
+            network: |samples: &[f32]| self.latents_of_window(samples),
+            quantise: |latents: Vec<f32>| self.quantizer.encode(latents).codes,
+        })
     }
 
     /// The seed changes nothing: this decoder draws no numbers.

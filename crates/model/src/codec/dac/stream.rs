@@ -1,31 +1,7 @@
-//! DAC on sound that goes on, in constant memory: samples in and codes out, and the other way. Everything goes through in
-//! windows with all the neighbours that it depends on, so how it is pushed never changes a code or a sample.
+//! Decoding that goes on: token frames in, samples out, constant memory. Tokens go through in windows with all the neighbours that
+//! their samples depend on, so how they are pushed never changes a sample.
 
-use super::{Dac, DecodeStream, Decoder, EncodeStream, PaintStream, WINDOW, Windowed};
-
-/// A running encoder.
-pub(super) struct DacEncoder<'a> {
-    codec: &'a Dac,
-    windows: Windowed,
-}
-
-impl<'a> DacEncoder<'a> {
-    pub(super) fn new(codec: &'a Dac) -> Self {
-        Self { codec, windows: codec.encoder_windows() }
-    }
-}
-
-impl EncodeStream for DacEncoder<'_> {
-    fn push(&mut self, mono: &[f32]) -> Vec<u16> {
-        let latents = self.windows.push(mono, |samples| self.codec.latents_of_window(samples));
-        self.codec.quantizer.encode(latents).codes
-    }
-
-    fn finish(mut self: Box<Self>) -> Vec<u16> {
-        let latents = self.windows.finish(|samples| self.codec.latents_of_window(samples));
-        self.codec.quantizer.encode(latents).codes
-    }
-}
+use super::{Dac, DecodeStream, Decoder, PaintStream, WINDOW, Windowed};
 
 /// A running decoder.
 pub(super) struct DacStream<'a> {
