@@ -22,6 +22,8 @@ use crate::weights::{Weights, WeightsError};
 
 /// Most tokens of a text, the one that closes it included: what the models were trained on.
 pub const MAX_TOKENS: usize = 512;
+/// Queries of a head that are worked off together: their scores stay in the second-level cache.
+const QUERIES: usize = 64;
 /// The token that closes a text.
 const END: &str = "</s>";
 
@@ -185,70 +187,77 @@ impl T5Network {
             return states;
         }
         let rows = states.len() / width;
-        let product = |panels: &Panels, x: &[f32]| {
-            let mut out = vec![0.0; rows * panels.columns()];
-            panels.multiply(Matrix::new(x, rows, panels.depth()), &mut out, Start::Zero);
-            out
-        };
         let norm = Norm { width, centre: false, epsilon: self.config.layer_norm_epsilon, rows_per_set: rows };
         let normed = |states: &[f32], weight: &[f32]| norm.forward(states, weight, None);
+        let product = |panels: &Panels, x: &[f32], out: &mut [f32], start| {
+            panels.multiply(Matrix::new(x, rows, panels.depth()), out, start);
+        };
+        // One of each for all layers: fresh memory would be zeroed by the system in every one.
+        let mut projected = vec![0.0; rows * 3 * self.config.inner()];
+        let mut mixed = vec![0.0; rows * self.config.inner()];
+        let mut inner = vec![0.0; rows * self.layers.first().map_or(0, |layer| layer.inner.columns())];
+        let mut active = vec![0.0; if self.config.gated() { inner.len() / 2 } else { 0 }];
         for layer in &self.layers {
-            let projected = product(&layer.projections, &normed(&states, &layer.attention_norm));
-            let mixed = self.attend(texts, &projected);
-            layer.joint.multiply(Matrix::new(&mixed, rows, self.config.inner()), &mut states, Start::Output);
-            let inner = self.activate(product(&layer.inner, &normed(&states, &layer.outer_norm)));
-            layer.outer.multiply(Matrix::new(&inner, rows, self.config.d_ff), &mut states, Start::Output);
+            product(&layer.projections, &normed(&states, &layer.attention_norm), &mut projected, Start::Zero);
+            self.attend(texts, &projected, &mut mixed);
+            product(&layer.joint, &mixed, &mut states, Start::Output);
+            product(&layer.inner, &normed(&states, &layer.outer_norm), &mut inner, Start::Zero);
+            let active = if self.config.gated() {
+                self.gate(&inner, &mut active);
+                &active
+            } else {
+                inner.par_iter_mut().for_each(|value| *value = value.max(0.0));
+                &inner
+            };
+            product(&layer.outer, active, &mut states, Start::Output);
         }
         normed(&states, &self.last_norm)
     }
 
-    /// Rows of the inner layer to what the outer one reads.
-    fn activate(&self, inner: Vec<f32>) -> Vec<f32> {
+    /// Rows of gates and values, side by side, to what the outer layer reads.
+    fn gate(&self, inner: &[f32], out: &mut [f32]) {
         let width = self.config.d_ff;
-        if !self.config.gated() {
-            let mut inner = inner;
-            inner.par_iter_mut().for_each(|value| *value = value.max(0.0));
-            return inner;
-        }
-        let mut out = vec![0.0; inner.len() / 2];
         out.par_chunks_mut(width).zip(inner.par_chunks(2 * width)).for_each(|(out, row)| {
             let (gate, values) = row.split_at(width);
             Activation::GeluTanh.forward_into(gate, None, out);
             out.iter_mut().zip(values).for_each(|(gate, value)| *gate *= value);
         });
-        out
     }
 
-    /// Attention of all heads of all texts, `[tokens, inner]`, from queries, keys and values `[tokens, 3 inner]`.
-    fn attend(&self, texts: &[(&[u32], usize)], projected: &[f32]) -> Vec<f32> {
+    /// Attention of all heads of all texts into `out`, `[tokens, inner]`, from queries, keys and values `[tokens, 3 inner]`.
+    fn attend(&self, texts: &[(&[u32], usize)], projected: &[f32], out: &mut [f32]) {
         let (inner, heads, width) = (self.config.inner(), self.config.num_heads, self.config.d_kv);
         let mut first = 0;
-        let mut out = vec![0.0; projected.len() / 3];
-        for (ids, heard) in texts {
+        for &(ids, heard) in texts {
             let length = ids.len();
             let rows = &projected[first * 3 * inner..][..length * 3 * inner];
             // [heads, length, width]
             let mut mixed = vec![0.0; heads * length * width];
             mixed.par_chunks_mut(length * width).enumerate().for_each(|(head, mixed)| {
-                let mut keys = vec![0.0; width * heard];
-                for token in 0..*heard {
-                    let key = &rows[token * 3 * inner + inner + head * width..][..width];
-                    key.iter().enumerate().for_each(|(d, value)| keys[d * heard + token] = *value);
+                // Turned and close together, as the products read them fastest.
+                let (mut keys, mut values) = (vec![0.0; width * heard], Vec::with_capacity(heard * width));
+                for token in 0..heard {
+                    let row = &rows[token * 3 * inner + head * width..];
+                    row[inner..][..width].iter().enumerate().for_each(|(d, key)| keys[d * heard + token] = *key);
+                    values.extend_from_slice(&row[2 * inner..][..width]);
                 }
-                let mut scores = vec![0.0; length * heard];
-                let queries = Strided::rows(&rows[head * width..], 3 * inner);
-                matmul(length, *heard, width, queries, &keys, *heard, &mut scores, *heard, false);
                 // From the key furthest behind to the one furthest ahead; a row of scores is a stretch of them.
                 let biases: Vec<f32> = (0..length + heard)
                     .map(|place| self.distances[self.bucket(length, place) * heads + head])
                     .collect();
-                for (query, scores) in scores.chunks_exact_mut(*heard).enumerate() {
-                    let biases = &biases[length - query..][..*heard];
-                    scores.iter_mut().zip(biases).for_each(|(score, bias)| *score += bias);
-                    softmax(scores);
+                let mut scores = vec![0.0; QUERIES.min(length) * heard];
+                for (block, mixed) in mixed.chunks_mut(QUERIES * width).enumerate() {
+                    let (query, count) = (block * QUERIES, mixed.len() / width);
+                    let scores = &mut scores[..count * heard];
+                    let queries = Strided::rows(&rows[query * 3 * inner + head * width..], 3 * inner);
+                    matmul(count, heard, width, queries, &keys, heard, scores, heard, false);
+                    for (place, scores) in scores.chunks_exact_mut(heard).enumerate() {
+                        let biases = &biases[length - query - place..][..heard];
+                        scores.iter_mut().zip(biases).for_each(|(score, bias)| *score += bias);
+                        softmax(scores);
+                    }
+                    matmul(count, width, heard, Strided::rows(scores, heard), &values, width, mixed, width, false);
                 }
-                let values = &rows[2 * inner + head * width..];
-                matmul(length, width, *heard, Strided::rows(&scores, *heard), values, 3 * inner, mixed, width, false);
             });
             for (token, line) in out[first * inner..][..length * inner].chunks_exact_mut(inner).enumerate() {
                 for (head, part) in line.chunks_exact_mut(width).enumerate() {
@@ -257,7 +266,6 @@ impl T5Network {
             }
             first += length;
         }
-        out
     }
 
     /// The class of a distance: keys behind and ahead apart, near ones each for itself, far ones by logarithm.
