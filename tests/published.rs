@@ -150,6 +150,12 @@ fn a_musicgen_is_one_more_model() {
     assert!(facts.contains("published musicgen folder") && facts.contains("text width"), "{facts}");
     let message = failed(folder, &["generate", "rock", "--model", &model, "--codec", &model, "-o", "d.wav"]);
     assert!(message.contains("leave --codec and --text out"), "{message}");
+    // Its codec and its text encoder serve by themselves too.
+    song(folder, "song.wav", 1, 16_000, 0.2);
+    done(folder, &["codec", "encode", "song.wav", "--codec", &model, "-o", "song.safetensors"]);
+    done(folder, &["codec", "decode", "song.safetensors", "--codec", &model, "-o", "again.wav"]);
+    assert_eq!(read(&folder.join("again.wav")).unwrap().sample_rate, 32_000);
+    assert_eq!(mambo_model::text::open(Path::new(&model)).unwrap().name(), "T5");
     // Tensors that are too many are named.
     let broken = folder.join("broken");
     std::fs::create_dir(&broken).unwrap();

@@ -69,6 +69,14 @@ pub struct RefiningArguments {
     /// Leave it out: hear what the language model wrote, decoded as it is.
     #[arg(long)]
     stage1_only: bool,
+    #[command(flatten)]
+    settings: RefinerArguments,
+}
+
+/// How the second stage paints.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Second stage")]
+pub struct RefinerArguments {
     /// Steps from noise to detail.
     #[arg(long, value_name = "N")]
     refine_steps: Option<usize>,
@@ -90,7 +98,7 @@ fn solver(name: &str) -> Result<Solver, String> {
     Solver::from_name(name).ok_or_else(|| format!("expected one of {}", Solver::ALL.map(Solver::name).join(", ")))
 }
 
-impl RefiningArguments {
+impl RefinerArguments {
     /// The settings of a second stage with what was given on the command line.
     pub fn over(&self, folder: &RefinerSampling) -> RefinerSampling {
         RefinerSampling {
@@ -102,13 +110,15 @@ impl RefiningArguments {
             ..folder.clone()
         }
     }
+}
 
+impl RefiningArguments {
     /// The model with these settings.
     pub fn apply(&self, bundle: Bundle) -> Result<Bundle> {
         if self.stage1_only {
             return Ok(bundle.without_refiner());
         }
-        let settings = bundle.refiner().map(|refiner| self.over(&refiner.config().sampling));
+        let settings = bundle.refiner().map(|refiner| self.settings.over(&refiner.config().sampling));
         Ok(match settings {
             Some(settings) => bundle.with_refining(settings)?,
             None => bundle,

@@ -38,8 +38,8 @@ impl fmt::Debug for Token {
 }
 
 impl Settings {
-    /// From the environment of this process: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, and for the cache HF_HUB_CACHE,
-    /// HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, home.
+    /// From the environment of this process: HF_ENDPOINT, HF_HUB_OFFLINE, for the cache HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE,
+    /// HF_HOME, XDG_CACHE_HOME, home, and for the token HF_TOKEN or a file, HF_TOKEN_PATH or `token` beside the cache's folder.
     ///
     /// # Errors
     /// HF_ENDPOINT is no web address, or there is no home to put the cache in.
@@ -58,11 +58,15 @@ impl Settings {
                 Err(_) => Some(path),
             }
         };
-        let below_home = || {
-            let caches = folder("XDG_CACHE_HOME").or_else(|| home().map(|home| home.join(".cache")));
-            folder("HF_HOME").or_else(|| caches.map(|caches| caches.join("huggingface"))).map(|home| home.join("hub"))
+        let caches = || folder("XDG_CACHE_HOME").or_else(|| home().map(|home| home.join(".cache")));
+        let root = folder("HF_HOME").or_else(|| caches().map(|caches| caches.join("huggingface")));
+        let below = |name: &str| root.as_ref().map(|root| root.join(name));
+        let cache = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE")).or_else(|| below("hub"));
+        // What `hf auth login` left; without one, all that is public is still there.
+        let kept = || {
+            let text = std::fs::read_to_string(folder("HF_TOKEN_PATH").or_else(|| below("token"))?).ok()?;
+            Some(text.trim().to_owned())
         };
-        let cache = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE")).or_else(below_home);
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
             return Err(HubError::Endpoint { endpoint });
@@ -73,7 +77,7 @@ impl Settings {
         Ok(Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             cache: cache.ok_or(HubError::NoHome)?,
-            token: text("HF_TOKEN").filter(|token| !token.is_empty()).map(Token),
+            token: text("HF_TOKEN").or_else(kept).filter(|token| !token.is_empty()).map(Token),
             offline: yes("HF_HUB_OFFLINE"),
             attempts: 5,
             pause: Duration::from_secs(1),
@@ -106,6 +110,18 @@ mod tests {
             assert_eq!(settings(variables).unwrap().cache, Path::new(place), "{variables:?}");
         }
         assert!(matches!(settings(&[]), Err(HubError::NoHome)));
+    }
+
+    #[test]
+    fn the_token_is_the_one_of_the_last_login_unless_one_is_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let (home, kept) = (folder.path().to_str().unwrap(), folder.path().join("token"));
+        assert_eq!(settings(&[("HF_HOME", home)]).unwrap().token, None);
+        std::fs::write(&kept, "kept\n").unwrap();
+        let token = |variables: &[(&str, &str)]| settings(variables).unwrap().token.map(|token| token.0);
+        assert_eq!(token(&[("HF_HOME", home)]).as_deref(), Some("kept"));
+        assert_eq!(token(&[("HF_HOME", home), ("HF_TOKEN", "given")]).as_deref(), Some("given"));
+        assert_eq!(token(&[("HOME", "/h"), ("HF_TOKEN_PATH", kept.to_str().unwrap())]).as_deref(), Some("kept"));
     }
 
     #[test]

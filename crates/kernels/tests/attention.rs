@@ -281,3 +281,37 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn attention_with_biases_is_its_definition() {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    for (rows, heard, heads, width) in [(1, 1, 1, 8), (7, 3, 2, 5), (64, 64, 3, 16), (150, 131, 2, 64)] {
+        let projected = uniform(&mut rng, rows * 3 * heads * width, -2.0, 2.0);
+        let biases = uniform(&mut rng, heads * (2 * rows - 1), -2.0, 2.0);
+        let [query, key, value] = Columns::split(&projected, [heads * width; 3]);
+        let mut out = vec![f32::NAN; rows * heads * width];
+        attention::biased(heads, heard, query, key, value, &biases, &mut out);
+        let (projected, biases) = (wide(&projected), wide(&biases));
+        let [query, key, value] = Columns::split(&projected, [heads * width; 3]);
+        let expected = plain::biased(heads, heard, query, key, value, &biases);
+        let error = distance(&out, &expected);
+        assert!(error <= 1e-5, "{rows} rows, {heard} heard: {error}");
+    }
+}
+
+#[test]
+fn a_number_for_each_distance_moves_attention_there() {
+    // All keys alike: only the biases choose, one place ahead for the first head and the own place for the second.
+    let (rows, heads, width) = (5, 2, 3);
+    let projected: Vec<f32> = (0..rows).flat_map(|row| [[1.0; 6], [1.0; 6], [row as f32; 6]].concat()).collect();
+    let mut biases = vec![0.0; heads * (2 * rows - 1)];
+    biases[rows] = 60.0;
+    biases[2 * rows - 1 + rows - 1] = 60.0;
+    let [query, key, value] = Columns::split(&projected, [heads * width; 3]);
+    let mut out = vec![0.0; rows * heads * width];
+    attention::biased(heads, rows, query, key, value, &biases, &mut out);
+    for (row, out) in out.chunks_exact(heads * width).enumerate().take(rows - 1) {
+        let error = distance(out, &[[row as f64 + 1.0; 3], [row as f64; 3]].concat());
+        assert!(error <= 1e-6, "query {row}: {out:?}");
+    }
+}

@@ -111,7 +111,9 @@ pub enum WeightsError {
 /// [`WeightsError::Unexpected`], which names them.
 pub(crate) fn require_none<'a>(path: &Path, unread: impl Iterator<Item = &'a str>) -> Result<(), WeightsError> {
     let names: Vec<&str> = unread.collect();
-    let first = names[..names.len().min(MOST_NAMED)].join(", ");
+    // Names from a file may hold anything, what steers a terminal included.
+    let first: Vec<String> = names.iter().take(MOST_NAMED).map(|name| name.escape_debug().to_string()).collect();
+    let first = first.join(", ");
     let names = match names.len() {
         0 => return Ok(()),
         1 => format!("tensor {first}"),

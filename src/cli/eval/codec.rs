@@ -13,7 +13,7 @@ use mambo_model::diffusion::{RefinedCodec, Refiner};
 use mambo_train::codec::CodecExperiment;
 use mambo_train::run::read_toml;
 
-use super::super::sampling::RefiningArguments;
+use super::super::sampling::RefinerArguments;
 use super::super::{resolve, split, tier};
 use super::{Common, clip_name, cut, places, seconds, spinner, step};
 
@@ -56,7 +56,7 @@ pub struct CodecArguments {
     common: Common,
     // Last: its heading goes for every flag after it.
     #[command(flatten)]
-    refining: RefiningArguments,
+    refining: RefinerArguments,
 }
 
 impl CodecArguments {

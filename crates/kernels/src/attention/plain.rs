@@ -24,6 +24,14 @@ fn add<F: Float>(factor: F, source: &[F], target: &mut [F]) {
     }
 }
 
+/// The softmax of a row, in place.
+fn soften<F: Float>(weights: &mut [F]) {
+    let top = weights.iter().fold(F::min_value(), |top, score| top.max(*score));
+    weights.iter_mut().for_each(|score| *score = (*score - top).exp());
+    let sum = weights.iter().fold(F::zero(), |sum, power| sum + *power);
+    weights.iter_mut().for_each(|power| *power = *power / sum);
+}
+
 /// One query of one head: where it lies, which keys it sees and with what weights.
 struct Glance<F> {
     row: usize,
@@ -49,10 +57,7 @@ fn each<F: Float>(
                 let own = query.part(row, column, width);
                 let seen = first_key..first_key + attention.seen(sequence, index);
                 let mut weights: Vec<F> = seen.map(|at| scale * dot(own, key.part(at, column, width))).collect();
-                let top = weights.iter().fold(F::min_value(), |top, score| top.max(*score));
-                weights.iter_mut().for_each(|score| *score = (*score - top).exp());
-                let sum = weights.iter().fold(F::zero(), |sum, power| sum + *power);
-                weights.iter_mut().for_each(|power| *power = *power / sum);
+                soften(&mut weights);
                 visit(Glance { row, column, first_key, weights });
             }
         }
@@ -117,4 +122,31 @@ pub fn backward<F: Float>(
         }
     });
     out
+}
+
+/// Output `[rows, width]`; arguments as in [`super::biased`].
+///
+/// # Panics
+/// If a size does not fit.
+pub fn biased<F: Float>(
+    heads: usize,
+    heard: usize,
+    query: Columns<'_, F>,
+    key: Columns<'_, F>,
+    value: Columns<'_, F>,
+    biases: &[F],
+) -> Vec<F> {
+    let (rows, all) = super::biased::check(heads, heard, &query, &key, &value, biases.len());
+    let width = all / heads;
+    let mut output = vec![F::zero(); rows * all];
+    for (place, out) in output.chunks_exact_mut(width).enumerate() {
+        let (row, head) = (place / heads, place % heads);
+        let part = |of: &Columns<'_, F>, row: usize| of.part(row, head * width, width).to_vec();
+        let own = part(&query, row);
+        let bias = |at: usize| biases[head * (2 * rows - 1) + rows - 1 + at - row];
+        let mut weights: Vec<F> = (0..heard).map(|at| dot(&own, &part(&key, at)) + bias(at)).collect();
+        soften(&mut weights);
+        weights.iter().enumerate().for_each(|(at, weight)| add(*weight, &part(&value, at), out));
+    }
+    output
 }

@@ -21,6 +21,7 @@ pub use token_file::TokenFile;
 
 use std::path::Path;
 
+use crate::musicgen::MusicGen;
 use crate::published::model_type;
 use crate::tokens::{CodecSpec, CodecTokens};
 use dac::{Dac, DacError};
@@ -131,11 +132,13 @@ pub enum CodecError {
     Encodec(#[from] EncodecError),
 }
 
-/// Opens the folder of a house codec, of a DAC or EnCodec as Hugging Face has it, or the original weights of a DAC.
+/// Opens the folder of a house codec, of a DAC or EnCodec as Hugging Face has it, or of a MusicGen, which has an EnCodec in it,
+/// or the original weights of a DAC.
 pub fn open(path: &Path) -> Result<Box<dyn StreamCodec>, CodecError> {
     Ok(match model_type(path).as_deref() {
         Some("dac") => Box::new(Dac::load(path)?),
         Some("encodec") => Box::new(Encodec::load(path)?),
+        Some("musicgen") => Box::new(MusicGen::load_codec(path)?),
         _ if path.is_file() => Box::new(Dac::load(path)?),
         _ => Box::new(HouseCodec::load(path)?),
     })

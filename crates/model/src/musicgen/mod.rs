@@ -14,7 +14,7 @@ pub use decoder::{Decoder, DecoderConfig, DecoderState};
 pub use frames::Frames;
 
 use crate::codec::Codec;
-use crate::codec::encodec::{Encodec, EncodecConfig};
+use crate::codec::encodec::{Encodec, EncodecConfig, EncodecError};
 use crate::composer::{Composer, Composition};
 use crate::published::{ConfigError, read_config};
 use crate::sampler::{Sampling, SamplingError};
@@ -22,6 +22,13 @@ use crate::text::TextError;
 use crate::text::t5::{T5, T5Config};
 use crate::tokens::CodecSpec;
 use crate::weights::{Weights, WeightsError};
+
+/// What a wrong folder was expected to be.
+const A_MUSICGEN: &str = "a MusicGen";
+/// How the names of the tensors of codec and text encoder begin.
+const CODEC: &str = "audio_encoder.";
+const TEXT: &str = "text_encoder.";
+const TOKENIZER: &str = "tokenizer.json";
 
 /// Why a MusicGen could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +78,7 @@ pub struct MusicGen {
 impl MusicGen {
     /// Opens a folder: the model, and the codec in it.
     pub fn load(folder: &Path) -> Result<(Self, Encodec), MusicGenError> {
-        let config = read_config(folder, "a MusicGen", Config::broken_rule)?;
+        let config = read_config(folder, A_MUSICGEN, Config::broken_rule)?;
         let weights = Weights::open_folder(folder)?;
         let (from, to) = (config.text_encoder.d_model, config.decoder.hidden_size);
         let bridge = if from == to {
@@ -79,15 +86,27 @@ impl MusicGen {
         } else {
             Some([weights.f32("enc_to_dec_proj.weight", &[to, from])?, weights.f32("enc_to_dec_proj.bias", &[to])?])
         };
-        let codec = Encodec::read(config.audio_encoder, &weights, "audio_encoder.")?;
+        let codec = Encodec::read(config.audio_encoder, &weights, CODEC)?;
         let model = Self {
-            text: T5::read(config.text_encoder, &weights, "text_encoder.", &folder.join("tokenizer.json"))?,
+            text: T5::read(config.text_encoder, &weights, TEXT, &folder.join(TOKENIZER))?,
             bridge,
             decoder: Arc::new(Decoder::read(config.decoder, &weights, "decoder.")?),
             spec: codec.spec().clone(),
         };
         weights.finish()?;
         Ok((model, codec))
+    }
+
+    /// Opens the codec in a folder, and nothing else.
+    pub fn load_codec(folder: &Path) -> Result<Encodec, EncodecError> {
+        let config = read_config(folder, A_MUSICGEN, Config::broken_rule)?;
+        Ok(Encodec::read(config.audio_encoder, &Weights::open_folder(folder)?, CODEC)?)
+    }
+
+    /// Opens the text encoder in a folder, and nothing else.
+    pub fn load_text(folder: &Path) -> Result<T5, TextError> {
+        let config = read_config(folder, A_MUSICGEN, Config::broken_rule)?;
+        T5::read(config.text_encoder, &Weights::open_folder(folder)?, TEXT, &folder.join(TOKENIZER))
     }
 
     /// The text encoder.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 pub use minilm::MiniLm;
 pub use t5::T5;
 
+use crate::musicgen::MusicGen;
 use crate::published::{ConfigError, model_type};
 use crate::weights::WeightsError;
 
@@ -54,13 +55,15 @@ pub trait TextEncoder: Send + Sync {
     fn encode(&self, texts: &[&str]) -> Vec<TextStates>;
 }
 
-/// Opens the folder of a T5 or FLAN-T5 as Hugging Face has it, or of the sentence encoder that comes with Mambo.
+/// Opens the folder of a T5 or FLAN-T5 as Hugging Face has it, or of a MusicGen, which has a T5 in it, or of the sentence
+/// encoder that comes with Mambo.
 ///
 /// # Errors
 /// [`TextError`], naming the file and what is wrong with it.
 pub fn open(folder: &Path) -> Result<Box<dyn TextEncoder>, TextError> {
     Ok(match model_type(folder).as_deref() {
         Some("t5") => Box::new(T5::load(folder)?),
+        Some("musicgen") => Box::new(MusicGen::load_text(folder)?),
         _ => Box::new(MiniLm::load(folder)?),
     })
 }

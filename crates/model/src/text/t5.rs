@@ -7,9 +7,8 @@
 use std::path::Path;
 
 use mambo_kernels::activation::Activation;
-use mambo_kernels::attention::softmax;
+use mambo_kernels::attention::{self, Columns};
 use mambo_kernels::linear::{Matrix, Panels, Start};
-use mambo_kernels::matmul::{Strided, matmul};
 use mambo_kernels::norm::Norm;
 use rayon::prelude::*;
 use serde::Deserialize;
@@ -22,8 +21,6 @@ use crate::weights::{Weights, WeightsError};
 
 /// Most tokens of a text, the one that closes it included: what the models were trained on.
 pub const MAX_TOKENS: usize = 512;
-/// Queries of a head that are worked off together: their scores stay in the second-level cache.
-const QUERIES: usize = 64;
 /// The token that closes a text.
 const END: &str = "</s>";
 
@@ -226,44 +223,18 @@ impl T5Network {
 
     /// Attention of all heads of all texts into `out`, `[tokens, inner]`, from queries, keys and values `[tokens, 3 inner]`.
     fn attend(&self, texts: &[(&[u32], usize)], projected: &[f32], out: &mut [f32]) {
-        let (inner, heads, width) = (self.config.inner(), self.config.num_heads, self.config.d_kv);
+        let (inner, heads) = (self.config.inner(), self.config.num_heads);
         let mut first = 0;
-        for &(ids, heard) in texts {
+        for (ids, heard) in texts {
             let length = ids.len();
-            let rows = &projected[first * 3 * inner..][..length * 3 * inner];
-            // [heads, length, width]
-            let mut mixed = vec![0.0; heads * length * width];
-            mixed.par_chunks_mut(length * width).enumerate().for_each(|(head, mixed)| {
-                // Turned and close together, as the products read them fastest.
-                let (mut keys, mut values) = (vec![0.0; width * heard], Vec::with_capacity(heard * width));
-                for token in 0..heard {
-                    let row = &rows[token * 3 * inner + head * width..];
-                    row[inner..][..width].iter().enumerate().for_each(|(d, key)| keys[d * heard + token] = *key);
-                    values.extend_from_slice(&row[2 * inner..][..width]);
-                }
-                // From the key furthest behind to the one furthest ahead; a row of scores is a stretch of them.
-                let biases: Vec<f32> = (0..length + heard)
-                    .map(|place| self.distances[self.bucket(length, place) * heads + head])
-                    .collect();
-                let mut scores = vec![0.0; QUERIES.min(length) * heard];
-                for (block, mixed) in mixed.chunks_mut(QUERIES * width).enumerate() {
-                    let (query, count) = (block * QUERIES, mixed.len() / width);
-                    let scores = &mut scores[..count * heard];
-                    let queries = Strided::rows(&rows[query * 3 * inner + head * width..], 3 * inner);
-                    matmul(count, heard, width, queries, &keys, heard, scores, heard, false);
-                    for (place, scores) in scores.chunks_exact_mut(heard).enumerate() {
-                        let biases = &biases[length - query - place..][..heard];
-                        scores.iter_mut().zip(biases).for_each(|(score, bias)| *score += bias);
-                        softmax(scores);
-                    }
-                    matmul(count, width, heard, Strided::rows(scores, heard), &values, width, mixed, width, false);
-                }
-            });
-            for (token, line) in out[first * inner..][..length * inner].chunks_exact_mut(inner).enumerate() {
-                for (head, part) in line.chunks_exact_mut(width).enumerate() {
-                    part.copy_from_slice(&mixed[(head * length + token) * width..][..width]);
-                }
-            }
+            // From the key furthest behind to the one furthest ahead, head after head.
+            let places = 2 * length - 1;
+            let classes: Vec<usize> = (0..places).map(|place| self.bucket(length - 1, place)).collect();
+            let biases: Vec<f32> = (0..heads)
+                .flat_map(|head| classes.iter().map(move |class| self.distances[class * heads + head]))
+                .collect();
+            let [query, key, value] = Columns::split(&projected[first * 3 * inner..][..length * 3 * inner], [inner; 3]);
+            attention::biased(heads, *heard, query, key, value, &biases, &mut out[first * inner..][..length * inner]);
             first += length;
         }
     }
