@@ -64,9 +64,9 @@ impl SamplingArguments {
 
 /// Flags of the second stage, where a model folder has one.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Second stage (where the model folder has one)")]
+#[command(next_help_heading = "Second stage")]
 pub struct RefiningArguments {
-    /// Leave it out: hear what the language model wrote, decoded as it is.
+    /// Leave it out, where the model folder has one: hear what the language model wrote, decoded as it is.
     #[arg(long)]
     stage1_only: bool,
     #[command(flatten)]

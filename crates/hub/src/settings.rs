@@ -39,7 +39,7 @@ impl fmt::Debug for Token {
 
 impl Settings {
     /// From the environment of this process: HF_ENDPOINT, HF_HUB_OFFLINE, for the cache HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE,
-    /// HF_HOME, XDG_CACHE_HOME, home, and for the token HF_TOKEN or a file, HF_TOKEN_PATH or `token` beside the cache's folder.
+    /// HF_HOME, XDG_CACHE_HOME, home, and for the token HF_TOKEN or a file, HF_TOKEN_PATH or `token` in HF_HOME.
     ///
     /// # Errors
     /// HF_ENDPOINT is no web address, or there is no home to put the cache in.
@@ -58,8 +58,8 @@ impl Settings {
                 Err(_) => Some(path),
             }
         };
-        let caches = || folder("XDG_CACHE_HOME").or_else(|| home().map(|home| home.join(".cache")));
-        let root = folder("HF_HOME").or_else(|| caches().map(|caches| caches.join("huggingface")));
+        let caches = || folder("XDG_CACHE_HOME").or_else(|| Some(home()?.join(".cache")));
+        let root = folder("HF_HOME").or_else(|| Some(caches()?.join("huggingface")));
         let below = |name: &str| root.as_ref().map(|root| root.join(name));
         let cache = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE")).or_else(|| below("hub"));
         // What `hf auth login` left; without one, all that is public is still there.

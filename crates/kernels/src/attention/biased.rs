@@ -2,7 +2,7 @@
 //! arXiv:1910.10683, section 2.1). To infer with; there is no gradient.
 #![allow(unsafe_code)]
 
-use super::{Columns, softmax};
+use super::{Columns, head_width, softmax};
 use crate::small_gemm::{Left, multiply};
 use crate::threads::Shared;
 use rayon::prelude::*;
@@ -25,9 +25,9 @@ pub fn biased(
     biases: &[f32],
     out: &mut [f32],
 ) {
-    let (rows, all) = check(heads, heard, &query, &key, &value, biases.len());
+    let (rows, width) = check(heads, heard, &query, &key, &value, biases.len());
+    let all = heads * width;
     assert_eq!(out.len(), rows * all, "attention output");
-    let width = all / heads;
     let out = Shared::new(out);
     (0..heads).into_par_iter().for_each(|head| {
         let column = head * width;
@@ -60,7 +60,7 @@ pub fn biased(
     });
 }
 
-/// Panics unless everything fits together; rows, and width of all heads.
+/// Panics unless everything fits together; rows, and width of a head.
 pub(super) fn check<F>(
     heads: usize,
     heard: usize,
@@ -70,10 +70,10 @@ pub(super) fn check<F>(
     biases: usize,
 ) -> (usize, usize) {
     let (rows, all) = (query.rows(), query.width());
-    assert!(heads > 0 && all > 0 && all.is_multiple_of(heads), "attention: {heads} heads in {all} values");
+    let width = head_width(heads, all);
     assert!((1..=rows).contains(&heard), "attention: {heard} of {rows} rows heard");
     key.check("keys", rows, all);
     value.check("values", rows, all);
     assert_eq!(biases, heads * (2 * rows - 1), "attention biases");
-    (rows, all)
+    (rows, width)
 }

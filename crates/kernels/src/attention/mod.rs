@@ -3,8 +3,8 @@
 //! [`forward`] and [`backward`] never hold a matrix of queries by keys: they walk over its tiles with a running maximum
 //! and sum, and the backward pass forms a tile's weights again from one number a query and head (Dao et al.,
 //! arXiv:2205.14135; Dao, arXiv:2307.08691). [`step`] is one query a sequence against a growing cache, [`biased`] hears
-//! distances; [`plain`] is the full softmax and the oracle of the others. Laws: padding is never read; queries alone give what they give among
-//! others; a step equals the last row of the forward pass; the number of threads cannot change a byte.
+//! distances; [`plain`] is the full softmax and the oracle of the others. Laws: padding is never read; queries alone give
+//! what they give among others; a step equals the last row of the forward pass; the number of threads cannot change a byte.
 
 mod backward;
 mod biased;
@@ -19,6 +19,12 @@ pub use biased::biased;
 pub use columns::{Columns, ColumnsMut};
 pub use forward::{Forward, forward};
 pub use step::{Cache, softmax, step};
+
+/// Width of each of the heads that make up `width`.
+fn head_width(heads: usize, width: usize) -> usize {
+    assert!(heads > 0 && width > 0 && width.is_multiple_of(heads), "attention: {heads} heads in {width} values");
+    width / heads
+}
 
 /// Sizes of an attention, and who sees whom.
 ///

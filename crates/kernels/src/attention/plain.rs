@@ -136,17 +136,16 @@ pub fn biased<F: Float>(
     value: Columns<'_, F>,
     biases: &[F],
 ) -> Vec<F> {
-    let (rows, all) = super::biased::check(heads, heard, &query, &key, &value, biases.len());
-    let width = all / heads;
-    let mut output = vec![F::zero(); rows * all];
+    let (rows, width) = super::biased::check(heads, heard, &query, &key, &value, biases.len());
+    let mut output = vec![F::zero(); rows * heads * width];
     for (place, out) in output.chunks_exact_mut(width).enumerate() {
         let (row, head) = (place / heads, place % heads);
-        let part = |of: &Columns<'_, F>, row: usize| of.part(row, head * width, width).to_vec();
-        let own = part(&query, row);
+        let column = head * width;
+        let own = query.part(row, column, width);
         let bias = |at: usize| biases[head * (2 * rows - 1) + rows - 1 + at - row];
-        let mut weights: Vec<F> = (0..heard).map(|at| dot(&own, &part(&key, at)) + bias(at)).collect();
+        let mut weights: Vec<F> = (0..heard).map(|at| dot(own, key.part(at, column, width)) + bias(at)).collect();
         soften(&mut weights);
-        weights.iter().enumerate().for_each(|(at, weight)| add(*weight, &part(&value, at), out));
+        weights.iter().enumerate().for_each(|(at, weight)| add(*weight, value.part(at, column, width), out));
     }
     output
 }

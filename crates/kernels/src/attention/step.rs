@@ -1,7 +1,7 @@
 //! One query for each sequence of a batch against the keys and values kept of it: decoding.
 #![allow(unsafe_code)]
 
-use super::Columns;
+use super::{Columns, head_width};
 use crate::simd::{Isa, dot, exp, fold, fused, simd_fn};
 use crate::threads::Shared;
 use rayon::prelude::*;
@@ -39,7 +39,7 @@ pub fn step(heads: usize, queries: &[f32], caches: &[Cache<'_>], out: &mut [f32]
         return;
     }
     let width = queries.len() / caches.len();
-    assert!(heads > 0 && width > 0 && width.is_multiple_of(heads), "attention: {heads} heads in {width} values");
+    let head_width = head_width(heads, width);
     assert_eq!(queries.len(), caches.len() * width, "attention queries");
     assert_eq!(out.len(), queries.len(), "attention output");
     let mut size = 0;
@@ -55,7 +55,6 @@ pub fn step(heads: usize, queries: &[f32], caches: &[Cache<'_>], out: &mut [f32]
     let work = |task: usize| {
         let (sequence, part) = (task / parts, task % parts);
         let (first, end) = (part * heads / parts, (part + 1) * heads / parts);
-        let head_width = width / heads;
         let (from, wide) = (first * head_width, (end - first) * head_width);
         // SAFETY: each head of each sequence is in one task.
         let out = unsafe { shared.part(sequence * width + from, wide) };

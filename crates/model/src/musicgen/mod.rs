@@ -23,8 +23,6 @@ use crate::text::t5::{T5, T5Config};
 use crate::tokens::CodecSpec;
 use crate::weights::{Weights, WeightsError};
 
-/// What a wrong folder was expected to be.
-const A_MUSICGEN: &str = "a MusicGen";
 /// How the names of the tensors of codec and text encoder begin.
 const CODEC: &str = "audio_encoder.";
 const TEXT: &str = "text_encoder.";
@@ -65,6 +63,12 @@ impl Config {
     }
 }
 
+/// Sizes and weights of a folder.
+fn open<E: From<ConfigError> + From<WeightsError>>(folder: &Path) -> Result<(Config, Weights), E> {
+    let config = read_config(folder, "a MusicGen", Config::broken_rule)?;
+    Ok((config, Weights::open_folder(folder)?))
+}
+
 /// A MusicGen, ready to write codes.
 pub struct MusicGen {
     text: T5,
@@ -78,8 +82,7 @@ pub struct MusicGen {
 impl MusicGen {
     /// Opens a folder: the model, and the codec in it.
     pub fn load(folder: &Path) -> Result<(Self, Encodec), MusicGenError> {
-        let config = read_config(folder, A_MUSICGEN, Config::broken_rule)?;
-        let weights = Weights::open_folder(folder)?;
+        let (config, weights) = open::<MusicGenError>(folder)?;
         let (from, to) = (config.text_encoder.d_model, config.decoder.hidden_size);
         let bridge = if from == to {
             None
@@ -99,14 +102,14 @@ impl MusicGen {
 
     /// Opens the codec in a folder, and nothing else.
     pub fn load_codec(folder: &Path) -> Result<Encodec, EncodecError> {
-        let config = read_config(folder, A_MUSICGEN, Config::broken_rule)?;
-        Ok(Encodec::read(config.audio_encoder, &Weights::open_folder(folder)?, CODEC)?)
+        let (config, weights) = open::<EncodecError>(folder)?;
+        Ok(Encodec::read(config.audio_encoder, &weights, CODEC)?)
     }
 
     /// Opens the text encoder in a folder, and nothing else.
     pub fn load_text(folder: &Path) -> Result<T5, TextError> {
-        let config = read_config(folder, A_MUSICGEN, Config::broken_rule)?;
-        T5::read(config.text_encoder, &Weights::open_folder(folder)?, TEXT, &folder.join(TOKENIZER))
+        let (config, weights) = open::<TextError>(folder)?;
+        T5::read(config.text_encoder, &weights, TEXT, &folder.join(TOKENIZER))
     }
 
     /// The text encoder.

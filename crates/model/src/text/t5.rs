@@ -189,6 +189,8 @@ impl T5Network {
         let product = |panels: &Panels, x: &[f32], out: &mut [f32], start| {
             panels.multiply(Matrix::new(x, rows, panels.depth()), out, start);
         };
+        // All layers share them.
+        let biases: Vec<Vec<f32>> = texts.iter().map(|(ids, _)| self.biases(ids.len())).collect();
         // One of each for all layers: fresh memory would be zeroed by the system in every one.
         let mut projected = vec![0.0; rows * 3 * self.config.inner()];
         let mut mixed = vec![0.0; rows * self.config.inner()];
@@ -196,7 +198,7 @@ impl T5Network {
         let mut active = vec![0.0; if self.config.gated() { inner.len() / 2 } else { 0 }];
         for layer in &self.layers {
             product(&layer.projections, &normed(&states, &layer.attention_norm), &mut projected, Start::Zero);
-            self.attend(texts, &projected, &mut mixed);
+            self.attend(texts, &biases, &projected, &mut mixed);
             product(&layer.joint, &mixed, &mut states, Start::Output);
             product(&layer.inner, &normed(&states, &layer.outer_norm), &mut inner, Start::Zero);
             let active = if self.config.gated() {
@@ -221,20 +223,23 @@ impl T5Network {
         });
     }
 
-    /// Attention of all heads of all texts into `out`, `[tokens, inner]`, from queries, keys and values `[tokens, 3 inner]`.
-    fn attend(&self, texts: &[(&[u32], usize)], projected: &[f32], out: &mut [f32]) {
+    /// What is added to scores among `length` tokens, `[heads, 2 length - 1]`: from the key furthest behind a query to the one
+    /// furthest ahead.
+    fn biases(&self, length: usize) -> Vec<f32> {
+        let heads = self.config.num_heads;
+        let classes: Vec<usize> = (0..2 * length - 1).map(|place| self.bucket(length - 1, place)).collect();
+        (0..heads).flat_map(|head| classes.iter().map(move |class| self.distances[class * heads + head])).collect()
+    }
+
+    /// Attention of all heads of all texts into `out`, `[tokens, inner]`, from queries, keys and values `[tokens, 3 inner]` and
+    /// each text's biases.
+    fn attend(&self, texts: &[(&[u32], usize)], biases: &[Vec<f32>], projected: &[f32], out: &mut [f32]) {
         let (inner, heads) = (self.config.inner(), self.config.num_heads);
         let mut first = 0;
-        for (ids, heard) in texts {
+        for ((ids, heard), biases) in texts.iter().zip(biases) {
             let length = ids.len();
-            // From the key furthest behind to the one furthest ahead, head after head.
-            let places = 2 * length - 1;
-            let classes: Vec<usize> = (0..places).map(|place| self.bucket(length - 1, place)).collect();
-            let biases: Vec<f32> = (0..heads)
-                .flat_map(|head| classes.iter().map(move |class| self.distances[class * heads + head]))
-                .collect();
             let [query, key, value] = Columns::split(&projected[first * 3 * inner..][..length * 3 * inner], [inner; 3]);
-            attention::biased(heads, *heard, query, key, value, &biases, &mut out[first * inner..][..length * inner]);
+            attention::biased(heads, *heard, query, key, value, biases, &mut out[first * inner..][..length * inner]);
             first += length;
         }
     }
