@@ -487,6 +487,13 @@ mod tests {
     }
 
     #[test]
+    fn names_in_messages_do_not_steer_a_terminal() {
+        let header = r#"{"\u001b[2Jgone":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        let message = open(file(header, &[0; 4])).unwrap().finish().unwrap_err().to_string();
+        assert!(message.contains(r"\u{1b}[2Jgone") && !message.contains('\u{1b}'), "{message:?}");
+    }
+
+    #[test]
     fn groups_have_factors_of_their_own() {
         let matrix = QuantisedRows {
             columns: 4,
