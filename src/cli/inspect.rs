@@ -10,6 +10,7 @@ use mambo_data::Manifest;
 use mambo_data::shard::Shard;
 use mambo_model::checkpoint::Checkpoint;
 use mambo_model::codec::{Codec, HouseCodec, TokenFile};
+use mambo_model::diffusion::{REFINER_FOLDER, RefinerConfig};
 use mambo_model::generate::{CONFIG_FILE, LmFile};
 use mambo_model::musicgen::MusicGen;
 use mambo_model::parameters::{Parameters, Role};
@@ -17,8 +18,11 @@ use mambo_model::published::model_type;
 use mambo_model::text::{T5, TextEncoder};
 use mambo_model::weights::Weights;
 use mambo_train::config::LmExperiment;
+use mambo_train::diffusion::DiffusionExperiment;
+use mambo_train::run::read_toml;
 use serde_json::{Map, Number, Value, json};
 
+use super::generate::default_model;
 use super::{print, print_json, resolve};
 
 /// Flags of `mambo inspect`.
@@ -33,6 +37,9 @@ pub struct InspectArguments {
     /// A second experiment file: says what share of its cost the first one has.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
+    /// Codec of a second-stage experiment, by whose widths its cost goes; by default that of models/tiny.
+    #[arg(long, value_name = "DIR")]
+    codec: Option<PathBuf>,
     /// Print as JSON.
     #[arg(long)]
     json: bool,
@@ -43,6 +50,7 @@ impl InspectArguments {
     pub fn run(self) -> Result<ExitCode> {
         let facts = match &self.against {
             Some(other) => compared(&self.path, other)?,
+            None if is_second_stage(&self.path) => second_stage_experiment(&self.path, self.codec.as_deref())?,
             None => describe(&resolve(&self.path)?)?,
         };
         if self.json {
@@ -105,6 +113,9 @@ fn describe(path: &Path) -> Result<Value> {
         if path.join("codec.safetensors").exists() {
             return codec(path);
         }
+        if path.join("refiner.safetensors").exists() {
+            return refiner(path);
+        }
         if let Some(kind) = model_type(path) {
             return published(path, &kind);
         }
@@ -145,7 +156,44 @@ fn model(path: &Path) -> Result<Value> {
     if inner.is_dir() {
         facts["codec"] = describe(&inner)?;
     }
+    let inner = path.join(REFINER_FOLDER);
+    if inner.is_dir() {
+        facts["second stage"] = refiner(&inner)?;
+    }
     Ok(facts)
+}
+
+fn refiner(path: &Path) -> Result<Value> {
+    let (config, parameters) = RefinerConfig::load(path)?;
+    Ok(json!({
+        "kind": "second-stage folder",
+        "shape": serde_json::to_value(&config)?,
+        "parameters": count(&parameters),
+    }))
+}
+
+/// Whether a file is an experiment of the second stage: the only kind with a network in its model.
+fn is_second_stage(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "toml")
+        && read_toml::<Value>(path).is_ok_and(|file| file["model"].get("network").is_some())
+}
+
+fn second_stage_experiment(path: &Path, codec: Option<&Path>) -> Result<Value> {
+    let experiment = DiffusionExperiment::read(path)?;
+    let bundle = default_model()?;
+    let text_width = LmFile::load(&bundle)?.0.model.text_width;
+    let folder = codec.map_or_else(|| Ok(bundle.join("codec")), resolve)?;
+    let codec = mambo_model::codec::open(&folder)?;
+    let Some(codec) = codec.refinable() else {
+        bail!("--codec {}: the codec {} has no levels that could be painted", folder.display(), codec.spec());
+    };
+    let refiner = experiment.refiner(codec, text_width);
+    Ok(json!({
+        "kind": "second-stage experiment",
+        "name": experiment.name,
+        "shape": serde_json::to_value(&refiner)?,
+        "cost": serde_json::to_value(experiment.budget(&refiner))?,
+    }))
 }
 
 fn experiment(path: &Path) -> Result<Value> {

@@ -138,7 +138,7 @@ def guided(network, outline, text, guidance=2.0, outline_guidance=1.5):
     return v
 
 
-def flow(v, noise, steps, solver):
+def flow(v, noise, steps, solver, draws):
     """Rectified flow: y = (1 - t) data + t noise, dy/dt = noise - data."""
 
     def guesses(y, t):
@@ -159,6 +159,13 @@ def flow(v, noise, steps, solver):
         elif solver == "heun":
             first = velocity(y, t)
             y = y + (to - t) * (first + velocity(y + (to - t) * first, to)) / 2
+        elif solver == "ancestral":
+            # The same marginals as those of a Markov chain y_t = kept y_to + added noise; Bayes' rule for the step back.
+            data, _ = guesses(y, t)
+            kept = (1 - t) / (1 - to)
+            added = t**2 - (kept * to) ** 2
+            mean = (kept * to**2 * y + (1 - to) * added * data) / t**2
+            y = mean + math.sqrt(added * to**2 / t**2) * draws[step]
         elif solver == "dpm-solver":
             data, _ = guesses(y, t)
             end = math.log((1 - to) / to)
@@ -232,7 +239,7 @@ def write(golden, name, objective, heads, solvers, seed):
         for end, heard in (("", text), ("_untold", None)):
             v = guided(network, outline, heard)
             if objective == "flow":
-                painted = flow(v, 0.9 * noise[0], steps, solver)
+                painted = flow(v, 0.9 * noise[0], steps, solver, noise[1:])
             else:
                 painted = variance_preserving(v, 0.9 * noise[0], steps, solver, noise[1:])
             results[f"{solver}{end}"] = (painted * deviation + mean).numpy()
@@ -244,7 +251,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=pathlib.Path, required=True)
     golden = parser.parse_args().golden
-    write(golden, "refiner_flow", "flow", 0, {"euler": 4, "ddim": 7, "heun": 5, "dpm-solver": 6}, 1)
+    write(golden, "refiner_flow", "flow", 0, {"euler": 4, "ddim": 7, "heun": 5, "dpm-solver": 6, "ancestral": 9}, 1)
     write(golden, "refiner_v", "v-prediction", 2, {"ancestral": 100, "ddim": 10, "dpm-solver": 8}, 2)
 
 

@@ -40,12 +40,14 @@ pub struct NamedCodec<'a> {
     pub name: String,
     /// The codec.
     pub codec: &'a dyn Codec,
+    /// Whether the first codec has to beat it.
+    pub floor: bool,
 }
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CodecSettings {
-    /// Numbers of levels to decode; those a codec does not have are left out.
+    /// Numbers of levels to decode; those a codec does not have are left out. If it has none of them, all it has.
     pub levels: Vec<usize>,
     /// Seed for decoders that draw.
     pub seed: u64,
@@ -109,6 +111,8 @@ pub struct LevelFigures {
 pub struct CodecFigures {
     /// Name of the codec.
     pub name: String,
+    /// Whether the first codec has to beat it.
+    pub floor: bool,
     /// Token frames a second.
     pub frame_rate: f64,
     /// Time to encode.
@@ -266,12 +270,18 @@ fn judge_codec(
         let seconds = clip.samples.len() as f64 / f64::from(spec.sample_rate);
         tokens.push(encode.time(|| named.codec.encode(&clip.samples), |_| seconds));
     }
-    let mut levels = Vec::new();
-    for &count in settings.levels.iter().filter(|&&count| count >= 1 && count <= spec.levels) {
+    let mut counts = settings.levels.clone();
+    counts.retain(|count| (1..=spec.levels).contains(count));
+    if counts.is_empty() {
+        counts.push(spec.levels);
+    }
+    let mut levels = Vec::with_capacity(counts.len());
+    for count in counts {
         levels.push(judge_level(named, count, clips, &tokens, judges, originals, settings, players, progress)?);
     }
     Ok(CodecFigures {
         name: named.name.clone(),
+        floor: named.floor,
         frame_rate: spec.frame_rate(),
         encode,
         codebooks: (0..spec.levels).map(|level| codebook_use(&tokens, level, spec.cardinality)).collect(),

@@ -61,7 +61,10 @@ fn clips(count: u64) -> Vec<TestClip> {
 #[test]
 fn more_levels_are_better_and_floors_stand_beside() {
     let (codec, deaf) = (BitCodec::new(false), BitCodec::new(true));
-    let codecs = [NamedCodec { name: "bits".into(), codec: &codec }, NamedCodec { name: "hum".into(), codec: &deaf }];
+    let codecs = [
+        NamedCodec { name: "bits".into(), codec: &codec, floor: false },
+        NamedCodec { name: "hum".into(), codec: &deaf, floor: true },
+    ];
     let settings = CodecSettings { draws: Draws { patches: Some(20), ..Draws::default() }, ..CodecSettings::default() };
     let judges: [&dyn Judge; 2] = [&OctaveJudge, &OctaveJudge];
     let (result, report) = codec_report(&codecs, &clips(6), &judges, &settings, &mut |_| {}).expect("judges");
@@ -99,9 +102,26 @@ fn more_levels_are_better_and_floors_stand_beside() {
 }
 
 #[test]
+fn a_codec_with_fewer_levels_than_asked_for_is_judged_with_all_it_has() {
+    let codec = BitCodec::new(false);
+    let codecs = [NamedCodec { name: "bits".into(), codec: &codec, floor: false }];
+    let settings = CodecSettings {
+        levels: vec![9],
+        draws: Draws { patches: Some(20), ..Draws::default() },
+        ..CodecSettings::default()
+    };
+    let judges: [&dyn Judge; 1] = [&OctaveJudge];
+    let (result, report) = codec_report(&codecs, &clips(6), &judges, &settings, &mut |_| {}).expect("judges");
+    let counts: Vec<usize> = result.codecs[0].levels.iter().map(|level| level.levels).collect();
+    assert_eq!(counts, [4]);
+    // Nothing is known of one level, so there are no bars.
+    assert!(!report.text().contains("each doubling improves"), "{}", report.text());
+}
+
+#[test]
 fn nothing_to_judge_is_an_error() {
     let codec = BitCodec::new(false);
-    let codecs = [NamedCodec { name: "bits".into(), codec: &codec }];
+    let codecs = [NamedCodec { name: "bits".into(), codec: &codec, floor: false }];
     let settings = CodecSettings::default();
     let empty = codec_report(&codecs, &[], &[&OctaveJudge], &settings, &mut |_| {});
     assert!(matches!(empty, Err(EvalError::NoClips { .. })));

@@ -47,7 +47,9 @@ fn check(name: &str, solvers: &[(Solver, usize)]) {
 
 #[test]
 fn rectified_flow_and_its_samplers_are_the_references() {
-    check("refiner_flow", &[(Solver::Euler, 4), (Solver::Ddim, 7), (Solver::Heun, 5), (Solver::DpmSolver, 6)]);
+    let solvers =
+        [(Solver::Euler, 4), (Solver::Ddim, 7), (Solver::Heun, 5), (Solver::DpmSolver, 6), (Solver::Ancestral, 9)];
+    check("refiner_flow", &solvers);
 }
 
 #[test]
@@ -145,7 +147,7 @@ fn a_folder_that_cannot_be_is_refused_with_the_rule() {
     let text = std::fs::read_to_string(golden("refiner_flow/refiner.toml")).unwrap();
     for (from, to, part) in [
         ("steps = 4", "steps = 0", "steps must be"),
-        ("solver = \"euler\"", "solver = \"ancestral\"", "rectified flow takes"),
+        ("objective = \"flow\"", "objective = \"v-prediction\"", "v-prediction takes"),
         ("kernel = 3", "kernel = 4", "kernel (odd)"),
         ("text_heads = 0", "text_heads = 3", "text_heads must divide"),
         ("halo = 4", "halo = 4\nwings = 2", "wings"),

@@ -1,9 +1,12 @@
 //! What an experiment will cost, before any of it is run.
 
+use mambo_model::diffusion::RefinerConfig;
 use mambo_model::lm::{Flops, LmConfigError, ParameterCounts, TrainingMemory, TrainingShape};
+use mambo_model::parameters::{Initialiser, Role};
 use serde::Serialize;
 
 use crate::config::LmExperiment;
+use crate::diffusion::DiffusionExperiment;
 
 /// Costs of a language model experiment, by the accounting of [`mambo_model::lm::LmConfig`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -48,6 +51,42 @@ pub struct Decoding {
     pub state: usize,
     /// True when the state never grows.
     pub constant: bool,
+}
+
+/// Costs of a second-stage experiment.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DiffusionBudget {
+    /// Trained parameters.
+    pub parameters: usize,
+    /// Operations of a frame in a pass forwards.
+    pub flops_per_frame: u64,
+    /// What is trained on.
+    pub training: Training,
+}
+
+impl DiffusionExperiment {
+    /// What it will cost for this second stage, which is its own.
+    pub fn budget(&self, refiner: &RefinerConfig) -> DiffusionBudget {
+        let (train, columns) = (&self.train, self.data.frames);
+        let flops_per_frame = refiner.flops(self.data.max_text);
+        // A pass backwards is twice a pass forwards.
+        let flops_per_step = (3 * (train.batch * columns) as u64 * flops_per_frame) as f64;
+        let all = refiner.parameters(&mut Initialiser::blank());
+        let trained = all.list().iter().filter(|parameter| parameter.role != Role::Buffer);
+        let parameters = trained.map(|parameter| parameter.shape.iter().product::<usize>()).sum();
+        DiffusionBudget {
+            parameters,
+            flops_per_frame,
+            training: Training {
+                steps: train.steps,
+                clips_per_step: train.batch,
+                columns,
+                text_tokens: self.data.max_text,
+                flops_per_step,
+                flops: train.steps as f64 * flops_per_step,
+            },
+        }
+    }
 }
 
 impl LmExperiment {

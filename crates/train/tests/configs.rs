@@ -3,6 +3,9 @@
 
 use std::path::PathBuf;
 
+use mambo_model::codec::HouseCodec;
+use mambo_model::diffusion::RefinerConfig;
+use mambo_model::parameters::Initialiser;
 use mambo_train::codec::CodecExperiment;
 use mambo_train::config::LmExperiment;
 use mambo_train::diffusion::DiffusionExperiment;
@@ -67,6 +70,23 @@ fn parameters_and_operations_are_exact() {
             + counts.clock;
         assert_eq!(parts, counts.total, "{name}: the parts are the whole");
     }
+}
+
+#[test]
+fn the_second_stage_costs_what_it_says() {
+    let codec = HouseCodec::load(&path("../models/tiny/codec")).unwrap();
+    let experiment = DiffusionExperiment::read(&path("refiner.toml")).unwrap();
+    let refiner = experiment.refiner(&codec, 384);
+    let budget = experiment.budget(&refiner);
+    let drawn = refiner.parameters(&mut Initialiser::seeded(1));
+    assert_eq!((budget.parameters, budget.parameters), (6_269_056, drawn.trained_count()));
+    // Six blocks of 7 taps, 320 to 1280 and back; 64 values and 64 known ones in, 64 out.
+    let frame = 2 * (6 * (7 * 320 + 2 * 320 * 1280) + 3 * 64 * 320);
+    assert_eq!(budget.flops_per_frame, frame);
+    assert_eq!(budget.training.flops_per_step, (3 * 16 * 160 * frame) as f64);
+    // Attention to 10 tokens of text: queries, scores, sums, and what is heard.
+    let attends = RefinerConfig { text_heads: 5, ..refiner };
+    assert_eq!(attends.flops(10), frame + 2 * 6 * (2 * 320 * 320 + 2 * 320 * 10));
 }
 
 #[test]

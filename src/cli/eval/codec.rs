@@ -31,6 +31,9 @@ pub struct CodecArguments {
     /// Second-stage folder: the first level alone, with its detail painted, is judged too.
     #[arg(long, value_name = "DIR")]
     refiner: Option<PathBuf>,
+    /// Numbers of levels to decode, e.g. 1,8; by default 1, 2, 4 and so on, and all.
+    #[arg(long, value_delimiter = ',', value_name = "LEVELS", value_parser = clap::value_parser!(u16).range(1..=64))]
+    levels: Vec<u16>,
     /// Only these licence tiers.
     #[arg(long, value_delimiter = ',', value_parser = tier)]
     tiers: Vec<String>,
@@ -97,9 +100,9 @@ impl CodecArguments {
             }
             None => None,
         };
-        let mut codecs = vec![NamedCodec { name: codec.spec().name.clone(), codec: codec.as_ref() }];
+        let mut codecs = vec![NamedCodec { name: codec.spec().name.clone(), codec: codec.as_ref(), floor: false }];
         if let Some(floor) = &floor {
-            codecs.push(NamedCodec { name: floor.spec().name.clone(), codec: floor });
+            codecs.push(NamedCodec { name: floor.spec().name.clone(), codec: floor, floor: true });
         }
         let refiner = match &self.refiner {
             Some(folder) => {
@@ -116,10 +119,23 @@ impl CodecArguments {
             None => None,
         };
         let refined = refiner.as_ref().map(|(codec, refiner)| RefinedCodec::new(*codec, refiner));
-        codecs.extend(refined.as_ref().map(|codec| NamedCodec { name: codec.spec().name.clone(), codec }));
+        codecs.extend(refined.as_ref().map(|codec| NamedCodec {
+            name: codec.spec().name.clone(),
+            codec,
+            floor: false,
+        }));
         let mut judges: Vec<&dyn Judge> = vec![&judge];
         judges.extend(second.as_ref().map(|judge| judge as &dyn Judge));
-        let settings = CodecSettings { seed: self.common.seed, draws: self.common.draws(), ..CodecSettings::default() };
+        let mut levels: Vec<usize> = self.levels.iter().copied().map(usize::from).collect();
+        let all = codec.spec().levels;
+        if let Some(more) = levels.iter().find(|levels| **levels > all) {
+            bail!("--levels {more}: the codec {} has {all}", codec.spec().name);
+        }
+        if levels.is_empty() {
+            levels = (0..).map(|power| 1 << power).take_while(|levels| *levels < all).chain([all]).collect();
+        }
+        let (seed, draws) = (self.common.seed, self.common.draws());
+        let settings = CodecSettings { levels, seed, draws, ..CodecSettings::default() };
         let (_, report) = codec_report(&codecs, &clips, &judges, &settings, &mut step(&bar))?;
         bar.finish_and_clear();
         if let Some(folder) = &self.spectrograms {

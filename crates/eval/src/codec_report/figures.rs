@@ -130,15 +130,13 @@ fn codebooks(result: &CodecResult) -> FigureTable {
     table
 }
 
-/// Bars of the first codec, by the first judge; where another codec is there, it is the k-means floor.
+/// Bars of the first codec, by the first judge, if it was judged at one level and at all.
 fn bars(result: &CodecResult) -> FigureTable {
     let mut table = FigureTable::bars();
     let Some(codec) = result.codecs.first() else { return table };
-    let (Some(one), Some(all)) = (codec.levels.iter().find(|l| l.levels == 1), codec.levels.last()) else {
-        return table;
-    };
-    let floor = result.codecs.get(1);
-    let same = |level: &LevelFigures| floor.and_then(|f| f.levels.iter().find(|l| l.levels == level.levels));
+    let (Some(one), Some(all)) = (codec.at(1), codec.at(codec.codebooks.len())) else { return table };
+    let floor = result.codecs.iter().find(|codec| codec.floor);
+    let same = |level: &LevelFigures| floor.and_then(|floor| floor.at(level.levels));
     let tags = |level: &LevelFigures| level.judges[0].tags.clip;
     let frechet = |level: &LevelFigures| level.judges[0].frechet.distance;
     let floors = |level: &LevelFigures| {

@@ -45,6 +45,16 @@ impl DenoiserConfig {
             && self.kernel % 2 == 1
             && (1..=16).contains(&self.expansion)
     }
+
+    /// Floating-point operations of a frame in a pass forwards, beside a text of `text` tokens if it attends to one: products
+    /// and convolutions, a multiply-add as two. What is computed once a clip (time, keys and values of the text) is left out.
+    pub fn flops(&self, conditions: Conditions, text: usize) -> u64 {
+        let (width, inner) = (self.width, self.width * self.expansion);
+        let attention = conditions.attention.map_or(0, |_| 2 * width * width + 2 * width * text);
+        let block = self.kernel * width + 2 * width * inner + attention;
+        let ends = (2 * conditions.values + conditions.known) * width;
+        2 * (self.blocks * block + ends) as u64
+    }
 }
 
 /// What goes in beside the noisy values.

@@ -123,15 +123,12 @@ pub enum RefinerError {
 impl RefinerSampling {
     /// The rule that the settings break, if any.
     pub fn broken_rule(&self, objective: Objective) -> Option<&'static str> {
-        let fits = match objective {
-            Objective::Flow => self.solver != Solver::Ancestral,
-            Objective::VPrediction => !matches!(self.solver, Solver::Euler | Solver::Heun),
-        };
+        let straight = matches!(self.solver, Solver::Euler | Solver::Heun);
         let finite = [self.guidance, self.outline_guidance].iter().all(|scale| scale.is_finite());
         let rules = [
             (
-                fits,
-                "solver: rectified flow takes euler, heun, ddim and dpm-solver; v-prediction ancestral, ddim and dpm-solver",
+                objective == Objective::Flow || !straight,
+                "solver: v-prediction takes ancestral, ddim and dpm-solver; euler and heun are for rectified flow",
             ),
             ((1..=1000).contains(&self.steps), "steps must be 1 to 1000"),
             (finite, "guidance and outline_guidance must be finite numbers"),
@@ -165,16 +162,25 @@ impl RefinerConfig {
         broken.or_else(|| self.sampling.broken_rule(self.objective))
     }
 
-    /// All weights, freshly drawn; the statistics of the data are those of unit noise until they are measured.
-    pub fn parameters(&self, draw: &mut Initialiser) -> Parameters {
-        let mut all = Parameters::new();
-        let conditions = Conditions {
+    fn conditions(&self) -> Conditions {
+        Conditions {
             values: self.detail_width,
             known: self.outline_width,
             steering: self.text_width,
             attention: (self.text_heads > 0).then_some((self.text_width, self.text_heads)),
-        };
-        Denoiser::add_parameters(NAME, &self.network, conditions, draw, &mut all);
+        }
+    }
+
+    /// Floating-point operations of a frame in one pass forwards, beside a text of `text` tokens if it attends to the text; see
+    /// [`DenoiserConfig::flops`].
+    pub fn flops(&self, text: usize) -> u64 {
+        self.network.flops(self.conditions(), text)
+    }
+
+    /// All weights, freshly drawn; the statistics of the data are those of unit noise until they are measured.
+    pub fn parameters(&self, draw: &mut Initialiser) -> Parameters {
+        let mut all = Parameters::new();
+        Denoiser::add_parameters(NAME, &self.network, self.conditions(), draw, &mut all);
         let widths = [(NULL_OUTLINE, self.outline_width), (NULL_TEXT, self.text_width)];
         for (name, width) in widths {
             all.push(name, &[width], Role::Free, draw.normal(width, 0.1));

@@ -8,7 +8,8 @@ use super::Schedule;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Solver {
-    /// Draws from the posterior of each step (Ho et al., arXiv 2006.11239): new noise in every step.
+    /// Draws from the posterior of each step (Ho et al., arXiv 2006.11239; it depends on the shares alone, so straight paths
+    /// have one too): new noise in every step.
     Ancestral,
     /// Follows the path of the data that is guessed now (DDIM, Song et al., arXiv 2010.02502, with eta 0).
     Ddim,
