@@ -17,6 +17,7 @@ use crate::{EvalError, structure};
 
 mod figures;
 mod length;
+mod plot;
 
 pub use length::{LengthResult, long_clips};
 
@@ -95,6 +96,9 @@ pub struct Settings {
     pub clips: usize,
     /// Seed of everything.
     pub seed: u64,
+    /// Rounds of clips on test captions, each with a seed of its own, for the systems that are no floor and no ceiling; everything
+    /// but their spread is judged by the first.
+    pub rounds: u64,
     /// How patches are drawn for Fréchet distances.
     pub draws: Draws,
     /// Prompts that name a tag.
@@ -119,6 +123,7 @@ impl Default for Settings {
             seconds: 30.0,
             clips: 64,
             seed: 0,
+            rounds: 1,
             draws: Draws { patches: Some(600), ..Draws::default() },
             prompts: fixed_prompts(),
             prompt_seeds: 4,
@@ -158,6 +163,8 @@ pub struct SystemResult {
     pub clips: usize,
     /// Distances from the real clips.
     pub comparison: SetComparison,
+    /// The Fréchet distance of every round, if there were several.
+    pub rounds: Vec<f64>,
     /// `(FD - FD of the ceiling) / (FD of uniform tokens - FD of the ceiling)`: 0 at the ceiling, 1 at the floor.
     pub normalised: Option<f64>,
     /// Agreement with the prompts.
@@ -197,6 +204,8 @@ pub struct GenerationResult {
 
 struct Made {
     set: ClipSet,
+    /// Clips of the further rounds.
+    rounds: Vec<ClipSet>,
     prompted: Vec<PromptedClip>,
     level_one: Vec<Vec<u16>>,
     speed: Speed,
@@ -218,7 +227,8 @@ pub fn evaluate(
     for system in systems.iter_mut() {
         made.push(judge_system(system, setup, &tags, &mut players, progress)?);
     }
-    let counts = made.iter().map(|made| made.set.features.count()).chain([real.features.count()]);
+    let sets = made.iter().flat_map(|made| made.rounds.iter().chain([&made.set]));
+    let counts = sets.map(|set| set.features.count()).chain([real.features.count()]);
     let patches = counts.min().unwrap_or(0).min(setup.settings.draws.patches.unwrap_or(usize::MAX));
     let draws = Draws { patches: Some(patches), ..setup.settings.draws };
     progress("comparing");
@@ -245,7 +255,7 @@ pub fn evaluate(
         peak_memory: peak_memory(),
     };
     players.sort_by(|a, b| a.group.cmp(&b.group));
-    let report = figures::report(&result, players);
+    let report = figures::report(&result, players)?;
     Ok((result, report))
 }
 
@@ -288,25 +298,33 @@ fn judge_system(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Made, EvalError> {
     let settings = &setup.settings;
-    let mut made =
-        Made { set: ClipSet::new(&system.name), prompted: Vec::new(), level_one: Vec::new(), speed: Speed::default() };
+    let mut made = Made {
+        set: ClipSet::new(&system.name),
+        rounds: Vec::new(),
+        prompted: Vec::new(),
+        level_one: Vec::new(),
+        speed: Speed::default(),
+    };
     for n in 0..settings.clips {
-        progress(&format!("{}: clip {} of {}", system.name, n + 1, settings.clips));
+        let name = format!("{}: clip {} of {}", system.name, n + 1, settings.clips);
+        let clip = clip_on_caption(system, setup, settings.seed, n, &name, &mut made.set, &mut made.speed, progress)?;
         let index = n % setup.real.len();
-        let real = &setup.real[index];
-        let request = Request {
-            prompt: &real.caption,
-            seconds: settings.seconds,
-            seed: clip_seed(settings.seed, "captions", n),
-            real: Some(index),
-        };
-        let clip = make(system, setup, &request, &real.id, &mut made.speed)?;
-        made.set.add(&real.id, &clip.samples, setup.sample_rate, setup.judge)?;
         if n < settings.examples.min(setup.real.len()) {
-            let group = caption_group(index, &real.caption);
+            let group = caption_group(index, &setup.real[index].caption);
             players.push(player(setup, &group, &system.name, "", &clip.samples));
         }
         made.level_one.push(clip.level_one);
+    }
+    let rounds = if matches!(system.role, Role::Model | Role::Other) { settings.rounds } else { 1 };
+    for round in 1..rounds {
+        let mut set = ClipSet::new(&system.name);
+        for n in 0..settings.clips {
+            let name =
+                format!("{}: round {} of {rounds}, clip {} of {}", system.name, round + 1, n + 1, settings.clips);
+            let seed = settings.seed.wrapping_add(round);
+            clip_on_caption(system, setup, seed, n, &name, &mut set, &mut made.speed, progress)?;
+        }
+        made.rounds.push(set);
     }
     let prompts = if system.reads_text { settings.prompts.as_slice() } else { &[] };
     for (prompt_index, (prompt, &tag)) in prompts.iter().zip(tags).enumerate() {
@@ -334,6 +352,32 @@ fn judge_system(
     Ok(made)
 }
 
+/// Makes a system's clip for a caption of the real clips and adds it to a set.
+#[expect(clippy::too_many_arguments, reason = "the inner loop of one page")]
+fn clip_on_caption(
+    system: &mut System<'_>,
+    setup: &Setup<'_>,
+    seed: u64,
+    n: usize,
+    name: &str,
+    set: &mut ClipSet,
+    speed: &mut Speed,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Generated, EvalError> {
+    progress(name);
+    let index = n % setup.real.len();
+    let real = &setup.real[index];
+    let request = Request {
+        prompt: &real.caption,
+        seconds: setup.settings.seconds,
+        seed: clip_seed(seed, "captions", n),
+        real: Some(index),
+    };
+    let clip = make(system, setup, &request, &real.id, speed)?;
+    set.add(&real.id, &clip.samples, setup.sample_rate, setup.judge)?;
+    Ok(clip)
+}
+
 fn make(
     system: &mut System<'_>,
     setup: &Setup<'_>,
@@ -357,11 +401,20 @@ fn system_result(
     draws: &Draws,
 ) -> Result<SystemResult, EvalError> {
     let names = setup.judge.tag_names();
+    let comparison = compare(&made.set, real, draws)?;
+    let mut rounds = Vec::with_capacity(made.rounds.len() + 1);
+    if !made.rounds.is_empty() {
+        rounds.push(comparison.frechet.distance);
+    }
+    for set in &made.rounds {
+        rounds.push(frechet::frechet_distance(&set.features, &real.features, draws)?.distance);
+    }
     Ok(SystemResult {
         name: system.name.clone(),
         role: system.role,
         clips: made.set.clips.len(),
-        comparison: compare(&made.set, real, draws)?,
+        comparison,
+        rounds,
         normalised: None,
         prompts: if made.prompted.is_empty() {
             None

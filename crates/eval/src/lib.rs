@@ -17,6 +17,7 @@ pub mod prompts;
 pub mod report;
 pub mod resources;
 pub mod rows;
+pub mod seams;
 pub mod spectrogram;
 pub mod structure;
 pub mod tags;

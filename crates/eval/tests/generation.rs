@@ -139,6 +139,34 @@ fn systems_come_out_in_their_order() {
 }
 
 #[test]
+fn rounds_have_seeds_of_their_own_and_leave_floors_alone() {
+    let real = real_clips();
+    let judged = |seed: u64, rounds: u64| {
+        let setup = Setup {
+            sample_rate: RATE,
+            frame_rate: 21.5,
+            real: &real,
+            training: &[],
+            judge: &OctaveJudge,
+            settings: Settings { clips: 4, prompt_seeds: 0, seed, rounds, ..settings() },
+        };
+        evaluate(&mut systems(&real), &setup, &mut |_| {}).expect("judges")
+    };
+    let (once, several) = (judged(7, 1), judged(7, 3));
+    let [model, bigram, ..] = &several.0.systems[..] else { panic!("four systems") };
+    assert!(once.0.systems[0].rounds.is_empty() && bigram.rounds.is_empty());
+    assert_eq!(model.rounds.len(), 3);
+    assert_eq!(model.comparison, once.0.systems[0].comparison);
+    assert_eq!(model.rounds[0], model.comparison.frechet.distance);
+    // The second round is the first of the next seed, to the noise of the draws of patches, of which here all are taken.
+    let next = judged(8, 1).0.systems[0].comparison.frechet.distance;
+    assert!((model.rounds[1] / next - 1.0).abs() < 1e-6, "{} {next}", model.rounds[1]);
+    let text = several.1.text();
+    assert!(text.contains("FD by seed") && !once.1.text().contains("FD by seed"), "{text}");
+    assert!(several.1.plots[0].svg.contains("bigram") && several.1.plots[0].svg.matches("<circle").count() == 3 + 3);
+}
+
+#[test]
 fn the_same_command_gives_the_same_figures() {
     let real = real_clips();
     let setup = Setup {

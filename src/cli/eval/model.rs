@@ -14,7 +14,7 @@ use mambo_data::shard::Shard;
 use mambo_data::{Manifest, Split};
 use mambo_eval::error::SystemError;
 use mambo_eval::floors::uniform_tokens;
-use mambo_eval::generation::{Generated, RealClip, Role, Settings, Setup, System, evaluate, long_clips};
+use mambo_eval::generation::{Generate, Generated, RealClip, Role, Settings, Setup, System, evaluate, long_clips};
 use mambo_eval::prompts::{fixed_prompts, parse_prompts};
 use mambo_eval::report::{FigureTable, Report, number};
 use mambo_model::bundle::Bundle;
@@ -48,6 +48,9 @@ pub struct ModelArguments {
     /// Text encoder folder, instead of text/ in the model folder.
     #[arg(long, value_name = "DIR")]
     text: Option<PathBuf>,
+    /// Other model folders to judge beside it, as they are; their codecs must have the same sample rate.
+    #[arg(long, value_name = "MODEL", num_args = 1..)]
+    beside: Vec<PathBuf>,
     /// Corpus: folder or manifest file with the real music.
     #[arg(long, value_name = "DIR")]
     corpus: PathBuf,
@@ -72,6 +75,9 @@ pub struct ModelArguments {
     /// Clips of each system.
     #[arg(long, default_value_t = 64)]
     clips: usize,
+    /// Seeds of the clips: with several, the Fréchet distance of each and their spread.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    seeds: u64,
     /// Prompts in lines `tag<TAB>prompt` instead of the fixed ones.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
@@ -158,6 +164,7 @@ impl ModelArguments {
             seconds: self.seconds,
             clips: self.clips,
             seed: self.common.seed,
+            rounds: self.seeds,
             draws: self.common.draws(),
             prompts: match &self.prompts {
                 Some(path) => {
@@ -181,10 +188,15 @@ impl ModelArguments {
         };
         let bigram = same_tokens.then(|| KneserNeyBigram::fit(&training, spec.cardinality));
         let sampling = self.sampling.over(&bundle.composer().sampling());
+        let others = self.others(spec.sample_rate)?;
         let mut systems = systems(&bundle, sampling, &real, bigram.as_ref(), &spec);
         if self.model_only {
             systems.retain(|system| system.role == Role::Model);
         }
+        systems.extend(others.iter().map(|(name, bundle)| {
+            let sampling = bundle.composer().sampling();
+            System { name: name.clone(), role: Role::Other, reads_text: true, generate: generate(bundle, sampling) }
+        }));
         let (_, mut report) = evaluate(&mut systems, &setup, &mut step(&bar))?;
         if self.long_clips > 0
             && let Some(model) = systems.iter_mut().find(|system| system.role == Role::Model)
@@ -201,6 +213,24 @@ impl ModelArguments {
         }
         bar.finish_and_clear();
         self.common.deliver(&report)
+    }
+
+    /// The models to judge beside the first, by the names of their folders.
+    fn others(&self, rate: u32) -> Result<Vec<(String, Bundle)>> {
+        let mut others = Vec::with_capacity(self.beside.len());
+        for path in &self.beside {
+            let bundle = Bundle::open(&resolve(path)?)?;
+            if bundle.sample_rate() != rate {
+                bail!(
+                    "--beside {}: it makes sound at {} Hz, the model at {rate} Hz",
+                    path.display(),
+                    bundle.sample_rate()
+                );
+            }
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+            others.push((name, bundle));
+        }
+        Ok(others)
     }
 
     /// Level-1 perplexity on held-out real music beside the bigram's, as a table and bars of the report.
@@ -270,6 +300,16 @@ impl ModelArguments {
     }
 }
 
+/// How a model makes a clip.
+fn generate(bundle: &Bundle, sampling: Sampling) -> Generate<'_> {
+    let (spec, rate) = (bundle.codec().spec().clone(), bundle.sample_rate());
+    Box::new(move |request| {
+        let piece = bundle.composer().compose(request.prompt, &sampling, request.seed).map_err(SystemError::from)?;
+        let frames = piece.frames.take(spec.frames_for(request.seconds));
+        Ok(render(bundle.decoder(piece.text, request.seed), frames, rate, request.seconds))
+    })
+}
+
 /// A running decoder for a seed.
 type Decoder<'a> = Box<dyn Fn(u64) -> Box<dyn DecodeStream + 'a> + 'a>;
 
@@ -290,17 +330,8 @@ fn systems<'a>(
     let spec = CodecSpec { levels, ..spec.clone() };
     let system =
         |name: &str, role, generate| System { name: name.into(), role, reads_text: role == Role::Model, generate };
-    let (model_spec, bigram_spec) = (spec.clone(), spec.clone());
-    let mut systems = vec![system(
-        "model",
-        Role::Model,
-        Box::new(move |request| {
-            let piece =
-                bundle.composer().compose(request.prompt, &sampling, request.seed).map_err(SystemError::from)?;
-            let frames = piece.frames.take(model_spec.frames_for(request.seconds));
-            Ok(render(bundle.decoder(piece.text, request.seed), frames, rate, request.seconds))
-        }),
-    )];
+    let bigram_spec = spec.clone();
+    let mut systems = vec![system("model", Role::Model, generate(bundle, sampling))];
     systems.extend(bigram.map(|bigram| {
         system(
             "bigram, 1 level",

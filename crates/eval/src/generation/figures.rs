@@ -2,9 +2,11 @@
 
 use serde_json::json;
 
+use super::plot::distance_plot;
 use super::{GenerationResult, Role, SystemResult};
+use crate::EvalError;
 use crate::frechet::RELIABLE_PATCHES;
-use crate::report::{FigureTable, Player, Report, number, optional, percent};
+use crate::report::{FigureTable, Player, Plot, Report, number, optional, percent};
 use crate::structure::SHORTEST_SECONDS;
 
 /// Bars, as the project set them.
@@ -14,7 +16,7 @@ const COPY_SHARE: f64 = 0.95;
 const AGREEMENT: f64 = 0.5;
 const AGREEMENT_LEAD: f64 = 0.25;
 
-pub(super) fn report(result: &GenerationResult, players: Vec<Player>) -> Report {
+pub(super) fn report(result: &GenerationResult, players: Vec<Player>) -> Result<Report, EvalError> {
     let mut notes = vec![
         format!("{} real clips, up to {} s each. Judge: {}.", result.real_clips, number(result.seconds), result.judge),
         "FD and KL over musicnn are Mambo's own proxies, not published metrics.".into(),
@@ -31,9 +33,30 @@ pub(super) fn report(result: &GenerationResult, players: Vec<Player>) -> Report 
     if let Some(bytes) = result.peak_memory {
         notes.push(format!("Peak memory of this evaluation, judge included: {} MB.", bytes / 1_000_000));
     }
-    let mut tables = vec![systems(result), structure(result), agreement(result), bars(result)];
+    let mut tables = vec![systems(result), rounds(result), structure(result), agreement(result), bars(result)];
     tables.retain(|table| !table.rows.is_empty());
-    Report { title: "Generated music".into(), notes, tables, plots: Vec::new(), players, figures: json!(result) }
+    let title = "Fréchet distance to the real clips".into();
+    let plots = vec![Plot { title, svg: distance_plot(result)? }];
+    Ok(Report { title: "Generated music".into(), notes, tables, plots, players, figures: json!(result) })
+}
+
+/// Fréchet distances of all rounds, where there were several.
+fn rounds(result: &GenerationResult) -> FigureTable {
+    let mut table = FigureTable::new("FD by seed", &["system", "mean", "deviation", "each"]);
+    for system in result.systems.iter().filter(|system| system.rounds.len() > 1) {
+        let (mean, deviation) = mean_and_deviation(&system.rounds);
+        let each = system.rounds.iter().map(|distance| number(*distance)).collect::<Vec<_>>().join(", ");
+        table.row(vec![system.name.clone(), number(mean), number(deviation), each]);
+    }
+    table
+}
+
+/// Mean and sample deviation.
+fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+    (mean, (squares / (count - 1.0).max(1.0)).sqrt())
 }
 
 fn systems(result: &GenerationResult) -> FigureTable {

@@ -18,6 +18,7 @@ pub use house::{Decoding, HouseCodec, HouseConfig, HouseError, with_context};
 pub use quantizer::ResidualQuantizer;
 pub use stream::HouseStream;
 pub use token_file::TokenFile;
+pub use windowed::window_starts;
 
 use std::path::Path;
 

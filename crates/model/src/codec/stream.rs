@@ -9,6 +9,7 @@ use std::ops::Range;
 use mambo_audio::spectrum::GriffinLimStream;
 
 use super::house::usable_levels;
+use super::windowed::{OPENING, growing};
 use super::{DecodeStream, HouseCodec, HouseConfig, PaintStream};
 use crate::random;
 
@@ -97,12 +98,17 @@ impl<'a> HouseStream<'a> {
 }
 
 impl HouseStream<'_> {
+    /// Tokens of the next window.
+    fn next(&self) -> usize {
+        growing(OPENING, self.codec.config().decoding.window, self.done)
+    }
+
     /// Takes the latent of a token.
     fn push_latent(&mut self, latent: Vec<f32>) -> Vec<f32> {
         self.latents.push_back(latent);
-        let decoding = &self.codec.config().decoding;
-        if self.first + self.latents.len() >= self.done + decoding.window + decoding.halo {
-            self.decode_window(decoding.window)
+        let next = self.next();
+        if self.first + self.latents.len() >= self.done + next + self.codec.config().decoding.halo {
+            self.decode_window(next)
         } else {
             Vec::new()
         }
@@ -116,7 +122,7 @@ impl HouseStream<'_> {
             if left == 0 {
                 break;
             }
-            sound.extend(self.decode_window(left.min(self.codec.config().decoding.window)));
+            sound.extend(self.decode_window(left.min(self.next())));
         }
         sound.extend(self.phases.finish());
         sound

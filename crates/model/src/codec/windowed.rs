@@ -19,6 +19,22 @@ impl<N: Fn(&[f32]) -> Vec<f32>, Q: Fn(Vec<f32>) -> Vec<u16>> EncodeStream for Wi
     }
 }
 
+/// Frames of the first window of decoders that draw.
+pub(crate) const OPENING: usize = 24;
+
+/// Where the windows of such a decoder begin, in `frames` frames, for windows of at most `window` frames: there may be seams.
+pub fn window_starts(window: usize, frames: usize) -> Vec<usize> {
+    std::iter::successors(Some(0), |passed| Some(passed + growing(OPENING, window, *passed)))
+        .take_while(|start| *start < frames)
+        .collect()
+}
+
+/// Rows of the window that begins after `passed` rows: from `opening` on, as many as there were before, at most `window`. So the
+/// first sound comes early, and places of windows depend on nothing but these.
+pub(crate) fn growing(opening: usize, window: usize, passed: usize) -> usize {
+    passed.max(opening).min(window)
+}
+
 /// Rows wait until all neighbours that their outputs depend on are there; then they go through in windows.
 pub(crate) struct Windowed {
     /// Values of a row, in and out.
@@ -27,6 +43,10 @@ pub(crate) struct Windowed {
     reach: usize,
     /// Rows at a time: memory, and little else, grows with it.
     window: usize,
+    /// Rows of the first window.
+    opening: usize,
+    /// Rows that have gone through.
+    passed: usize,
     /// What waits, and before it as many rows as are still in reach.
     values: Vec<f32>,
     /// Rows of it that are done.
@@ -35,7 +55,17 @@ pub(crate) struct Windowed {
 
 impl Windowed {
     pub(crate) fn new(sizes: [usize; 2], reach: usize, window: usize) -> Self {
-        Self { sizes, reach, window, values: Vec::new(), done: 0 }
+        Self { sizes, reach, window, opening: window, passed: 0, values: Vec::new(), done: 0 }
+    }
+
+    /// Begins with a window of so many rows; see [`growing`].
+    pub(crate) fn opening_with(self, opening: usize) -> Self {
+        Self { opening, ..self }
+    }
+
+    /// Rows of the next window.
+    fn next(&self) -> usize {
+        growing(self.opening, self.window, self.passed)
     }
 
     /// Takes values, whole rows or not, and gives the outputs of the rows that are ready. `network` gets some rows and gives
@@ -45,8 +75,8 @@ impl Windowed {
         // Not all at once: what waits stays short.
         for part in values.chunks(self.window * self.sizes[0]) {
             self.values.extend_from_slice(part);
-            while self.values.len() / self.sizes[0] >= self.done + self.window + self.reach {
-                out.extend(self.run(self.window, &network));
+            while self.values.len() / self.sizes[0] >= self.done + self.next() + self.reach {
+                out.extend(self.run(self.next(), &network));
             }
         }
         out
@@ -60,7 +90,7 @@ impl Windowed {
             if left == 0 {
                 return out;
             }
-            out.extend(self.run(left.min(self.window), &network));
+            out.extend(self.run(left.min(self.next()), &network));
         }
     }
 
@@ -71,6 +101,7 @@ impl Windowed {
         out.truncate((self.done + count) * to);
         out.drain(..self.done * to);
         self.done += count;
+        self.passed += count;
         let gone = self.done.saturating_sub(self.reach);
         self.values.drain(..(gone * from).min(self.values.len()));
         self.done -= gone;
@@ -92,13 +123,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn windows_and_pushes_change_nothing(length in 0usize..120, window in 1usize..9, more in 0usize..3, push in 1usize..20) {
+        fn windows_and_pushes_change_nothing(
+            length in 0usize..120, window in 1usize..9, opening in 1usize..9, more in 0usize..3, push in 1usize..20,
+        ) {
             let values: Vec<f32> = (0..length).map(|n| (n * 7 % 23) as f32).collect();
-            let mut windowed = Windowed::new([3, 2], 2 + more, window);
+            let mut windowed = Windowed::new([3, 2], 2 + more, window).opening_with(opening);
             let mut out: Vec<f32> = values.chunks(push).flat_map(|part| windowed.push(part, sums)).collect();
             prop_assert!(windowed.values.len() <= 3 * (2 * (2 + more) + window + 1));
             out.extend(windowed.finish(sums));
             prop_assert_eq!(out, sums(&values));
         }
+    }
+
+    #[test]
+    fn windows_grow_to_their_size() {
+        assert_eq!(window_starts(160, 600), [0, 24, 48, 96, 192, 352, 512]);
+        assert_eq!(window_starts(16, 40), [0, 16, 32]);
     }
 }

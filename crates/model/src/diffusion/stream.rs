@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::{Refiner, Solver};
-use crate::codec::windowed::Windowed;
+use crate::codec::windowed::{OPENING, Windowed};
 use crate::codec::{Codec, DecodeStream, PaintStream, Refinable, decode_by_stream};
 use crate::random;
 use crate::tokens::{CodecSpec, CodecTokens};
@@ -72,7 +72,7 @@ impl<'a> RefinerStream<'a> {
         let sets = if sampling.solver == Solver::Ancestral { 1 + sampling.steps } else { 1 };
         let row = config.outline_width + sets * config.detail_width;
         Self {
-            windows: Windowed::new([row, config.detail_width], sampling.halo, sampling.window),
+            windows: Windowed::new([row, config.detail_width], sampling.halo, sampling.window).opening_with(OPENING),
             decoder: codec.painted(seed),
             refiner,
             codec,

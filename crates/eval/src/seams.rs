@@ -1,0 +1,165 @@
+//! Whether some places of a sound stand out, such as those where windows that were made one after another meet: how far spectrum
+//! and energy move there, against random places, by a permutation test.
+
+use mambo_audio::spectrum::Stft;
+use mambo_model::random;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::EvalError;
+
+/// Window and hop of the spectra, in samples: short, since a seam is.
+const WINDOW: usize = 1024;
+const HOP: usize = 256;
+/// Hops on each side of a place whose flux counts.
+const NEAR: usize = 2;
+/// Samples on each side that flux is compared with, a multiple of the hop.
+const AROUND: usize = 64 * HOP;
+/// Samples on each side whose energies are compared, in seconds.
+const ENERGY_SECONDS: f64 = 0.02;
+/// Random places for each given one.
+const RANDOM_PLACES: usize = 10;
+/// Random places keep this far from given ones, in seconds.
+const APART_SECONDS: f64 = 0.25;
+/// Root mean square below which a place is silent and says nothing.
+const SILENT: f32 = 1e-4;
+/// Permutations of a test.
+const PERMUTATIONS: u64 = 10_000;
+
+/// One measure at the places and elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Mean at the given places.
+    pub there: f64,
+    /// Mean at random places.
+    pub elsewhere: f64,
+    /// How often a random choice of places differs as much from the others, either way.
+    pub p: f64,
+}
+
+/// What a sound does at some places.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Seams {
+    /// Given places that are not silent.
+    pub places: usize,
+    /// Random places that are not silent.
+    pub random_places: usize,
+    /// Largest spectral flux (Dixon, DAFx 2006, section 2.1) within 12 ms of the place over the median of 0.4 s on each side, as a
+    /// logarithm.
+    pub flux: Comparison,
+    /// Decibels, up or down, between the energies of 20 ms before and after.
+    pub energy: Comparison,
+}
+
+/// Compares the sound at `places` (samples) with random ones, of a seed.
+///
+/// # Errors
+/// [`EvalError::NoClips`] if fewer than two places can be heard.
+pub fn seams(mono: &[f32], rate: u32, places: &[usize], seed: u64) -> Result<Seams, EvalError> {
+    let stft = Stft::new(WINDOW, HOP);
+    let apart = (APART_SECONDS * f64::from(rate)) as usize;
+    let mut rng = random::stream(seed, "seams", 0);
+    let ends = AROUND + WINDOW..mono.len().saturating_sub(AROUND + WINDOW);
+    let mut elsewhere = Vec::new();
+    if !ends.is_empty() {
+        // A sound that has no room for as many gives fewer.
+        for _ in 0..100 * RANDOM_PLACES * places.len() {
+            let place = ends.start + random::below(&mut rng, ends.len());
+            if elsewhere.len() < RANDOM_PLACES * places.len() && places.iter().all(|p| p.abs_diff(place) > apart) {
+                elsewhere.push(place);
+            }
+        }
+    }
+    let measure = |places: &[usize]| -> Vec<[f64; 2]> {
+        let inside: Vec<usize> = places.iter().copied().filter(|place| ends.contains(place)).collect();
+        inside.par_iter().filter_map(|place| measures(&stft, mono, rate, *place)).collect()
+    };
+    let (there, others) = (measure(places), measure(&elsewhere));
+    if there.len() < 2 || others.len() < 2 {
+        return Err(EvalError::NoClips { what: "fewer than two places that can be heard".into() });
+    }
+    let column = |rows: &[[f64; 2]], index: usize| -> Vec<f64> { rows.iter().map(|row| row[index]).collect() };
+    let [flux, energy] = [0, 1].map(|index| compare(&column(&there, index), &column(&others, index), seed));
+    Ok(Seams { places: there.len(), random_places: others.len(), flux, energy })
+}
+
+/// Flux and energy at a place, unless it is silent.
+fn measures(stft: &Stft, mono: &[f32], rate: u32, place: usize) -> Option<[f64; 2]> {
+    let around = &mono[place - AROUND..place + AROUND];
+    let power = around.iter().map(|v| v * v).sum::<f32>() / around.len() as f32;
+    if power.sqrt() < SILENT {
+        return None;
+    }
+    let spectra = stft.magnitude(around);
+    // The first and the last frames reach over the edges.
+    let edge = WINDOW / HOP;
+    let flux: Vec<f64> = (edge..spectra.frames - edge)
+        .map(|t| {
+            let pairs = spectra.frame(t).iter().zip(spectra.frame(t - 1));
+            pairs.map(|(now, before)| f64::from((now - before).max(0.0))).sum::<f64>()
+        })
+        .collect();
+    let middle = AROUND / HOP - edge;
+    let near = flux[middle - NEAR..=middle + NEAR].iter().copied().fold(0.0, f64::max);
+    let mut sorted = flux.clone();
+    sorted.sort_by(f64::total_cmp);
+    let usual = sorted[sorted.len() / 2];
+    let samples = (ENERGY_SECONDS * f64::from(rate)) as usize;
+    let energy = |part: &[f32]| part.iter().map(|v| f64::from(v * v)).sum::<f64>() + 1e-9 * part.len() as f64;
+    let (before, after) = (energy(&mono[place - samples..place]), energy(&mono[place..place + samples]));
+    Some([((near + 1e-9) / (usual + 1e-9)).ln(), (10.0 * (after / before).log10()).abs()])
+}
+
+/// Difference of means, and how often as large a one comes of chance.
+fn compare(there: &[f64], elsewhere: &[f64], seed: u64) -> Comparison {
+    let all: Vec<f64> = there.iter().chain(elsewhere).copied().collect();
+    let (sum, count) = (all.iter().sum::<f64>(), there.len());
+    let difference = |chosen: f64| chosen / count as f64 - (sum - chosen) / (all.len() - count) as f64;
+    let observed = difference(there.iter().sum()).abs();
+    let as_large = (0..PERMUTATIONS)
+        .filter(|draw| {
+            let order = random::permutation(&mut random::stream(seed, "seams permutation", *draw), all.len());
+            difference(order[..count].iter().map(|index| all[*index]).sum()).abs() >= observed - 1e-12
+        })
+        .count();
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    Comparison { there: mean(there), elsewhere: mean(elsewhere), p: (1 + as_large) as f64 / (1 + PERMUTATIONS) as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: u32 = 22_050;
+
+    /// Chords over noise that change at places of their own; `cut` gives another phase and noise from each seam on.
+    fn music(places: &[usize], cut: bool) -> Vec<f32> {
+        let (mut rng, mut phase) = (random::stream(5, "music", 0), 0.0f64);
+        (0..60 * RATE as usize)
+            .map(|n| {
+                if cut && places.contains(&n) {
+                    phase += 2.0;
+                }
+                let note = [220.0, 277.0, 330.0, 247.0][n / 9_000 % 4];
+                let tone: f64 = (1..5).map(|k| (k as f64 * (phase + n as f64 * note / 3500.0)).sin() / k as f64).sum();
+                0.1 * tone as f32 + 0.002 * random::normal(&mut rng)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_hard_cut_stands_out_and_nothing_does_not() {
+        let places: Vec<usize> = (1..50).map(|n| n * 26_111).collect();
+        let whole = seams(&music(&places, false), RATE, &places, 1).expect("heard");
+        assert!(whole.places == 49 && whole.random_places > 400, "{whole:?}");
+        assert!(whole.flux.p > 0.05 && whole.energy.p > 0.05, "{whole:?}");
+        let cut = seams(&music(&places, true), RATE, &places, 1).expect("heard");
+        assert!(cut.flux.p < 0.001 && cut.flux.there > cut.flux.elsewhere, "{cut:?}");
+    }
+
+    #[test]
+    fn silence_has_no_seams() {
+        assert!(seams(&[0.0; 200_000], RATE, &[50_000, 100_000], 1).is_err());
+        assert!(seams(&[0.5; 100], RATE, &[50], 1).is_err());
+    }
+}
