@@ -2,8 +2,8 @@
 
     python diffusion.py --golden ../../crates/model/tests/golden
 
-writes refiner_flow/ (rectified flow, the text as its mean) and refiner_v/ (v-prediction, attention to the text), each with
-refiner.toml and refiner.safetensors, and refiner_flow.safetensors and refiner_v.safetensors: inputs, answers, and details by
+writes refiner_flow/ (rectified flow, the text as its mean) and refiner_v/ (v-prediction, attention to the text, a style, Mamba-2
+layers), each with refiner.toml and refiner.safetensors, and refiner_flow.safetensors and refiner_v.safetensors: inputs, answers, and details by
 solver. Layers are torch.nn's; samplers are written in the terms of their papers: rectified flow in the coordinates
 (1 - t) data + t noise, ancestral sampling by its betas, DPM-Solver++ by half the log of signal over noise.
 """
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import mamba2
 import tensor_file
 
-WIDTH, BLOCKS, KERNEL, EXPANSION = 16, 2, 3, 2
+WIDTH, BLOCKS, KERNEL, EXPANSION, STATE = 32, 2, 3, 2, 8
 OUTLINE, DETAIL, TEXT, PAIRS, STEER = 8, 12, 10, 32, 256
 FRAMES, STEPS = 23, 100
 CONFIG = """\
@@ -26,6 +27,7 @@ outline_width = {outline}
 detail_width = {detail}
 text_width = {text}
 text_heads = {heads}
+style = {style}
 objective = "{objective}"
 
 [codec]
@@ -40,6 +42,7 @@ width = {width}
 blocks = {blocks}
 kernel = {kernel}
 expansion = {expansion}
+state = {state}
 
 [sampling]
 solver = "{solver}"
@@ -55,9 +58,10 @@ halo = 4
 class Network:
     """The denoiser and its conditions."""
 
-    def __init__(self, heads, seed):
+    def __init__(self, heads, style, state, seed):
         draw = np.random.default_rng(seed)
-        self.heads = heads
+        self.heads, self.state = heads, state
+        self.style = None
         self.weights = {}
 
         def add(name, *shape, scale=1.0, shift=0.0):
@@ -70,7 +74,7 @@ class Network:
 
         linear("input", DETAIL, WIDTH)
         linear("latent", OUTLINE, WIDTH)
-        linear("steer.0", 2 * PAIRS + TEXT, STEER)
+        linear("steer.0", 2 * PAIRS + TEXT + (DETAIL if style else 0), STEER)
         linear("steer.1", STEER, 2 * WIDTH * (BLOCKS + 1))
         linear("output", WIDTH, DETAIL)
         for block in range(BLOCKS):
@@ -78,6 +82,18 @@ class Network:
             linear(f"blocks.{block}.1", WIDTH * EXPANSION, WIDTH)
             add(f"refiner.blocks.{block}.taps", KERNEL, WIDTH, scale=0.6)
             add(f"refiner.blocks.{block}.taps_bias", WIDTH, scale=0.1)
+            if state:
+                # One head of 32 channels: [z | x | B | C | dt].
+                scan, channels = f"refiner.blocks.{block}.scan", WIDTH + 2 * state
+                add(f"{scan}_norm", WIDTH, scale=0.1, shift=1.0)
+                add(f"{scan}.in_proj.weight", WIDTH + channels + 1, WIDTH, scale=WIDTH**-0.5)
+                add(f"{scan}.conv1d.weight", channels, 1, 4, scale=0.5)
+                add(f"{scan}.conv1d.bias", channels, scale=0.1)
+                add(f"{scan}.dt_bias", 1, scale=0.5, shift=-2.0)
+                add(f"{scan}.A_log", 1, scale=0.3, shift=0.5)
+                add(f"{scan}.D", 1, scale=0.3, shift=1.0)
+                add(f"{scan}.norm.weight", WIDTH, scale=0.1, shift=1.0)
+                add(f"{scan}.out_proj.weight", WIDTH, WIDTH, scale=WIDTH**-0.5)
             if heads:
                 linear(f"blocks.{block}.query", WIDTH, WIDTH)
                 linear(f"blocks.{block}.text", TEXT, 2 * WIDTH)
@@ -89,9 +105,29 @@ class Network:
         for name, width in (("detail.deviation", DETAIL), ("outline.deviation", OUTLINE)):
             self.weights[name] = torch.from_numpy((0.5 + draw.random(width)).astype(np.float32)).double()
         self.weights["text.deviation"] = torch.tensor([1.7], dtype=torch.float32).double()
+        if style:
+            add("style.mean", DETAIL, scale=0.2)
+            add("style.factor", DETAIL, DETAIL, scale=0.3)
+            add("style", DETAIL)
+            self.style = self.weights.pop("style")
 
     def linear(self, name, x):
         return x @ self.weights[f"refiner.{name}.weight"] + self.weights[f"refiner.{name}.bias"]
+
+    def scan(self, block, rows):
+        """A Mamba-2 layer over rows [frames, width], the last first in odd blocks."""
+        prefix = f"refiner.blocks.{block}.scan"
+        weights = {name: self.weights[f"{prefix}.{name}"] for name in
+                   ("in_proj.weight", "conv1d.weight", "conv1d.bias", "dt_bias", "A_log", "D", "norm.weight",
+                    "out_proj.weight")}
+        turn = (lambda rows: rows.flip(0)) if block % 2 else (lambda rows: rows)
+        projected = turn(rows) @ weights["in_proj.weight"].T
+        channels = WIDTH + 2 * self.state
+        y, _, _ = mamba2.mixer(
+            projected[None], weights["conv1d.weight"][:, 0], weights["conv1d.bias"], weights["dt_bias"], weights["A_log"],
+            weights["D"], weights["norm.weight"], torch.zeros(1, channels, 3, dtype=torch.float64),
+            torch.zeros(1, 1, WIDTH, self.state, dtype=torch.float64), (WIDTH, self.state, 1, 1))
+        return turn(y[0] @ weights["out_proj.weight"].T)
 
     def __call__(self, x, outline, time, text):
         """v for one clip: x [frames, detail] of unit variance, outline [frames, outline] or None, text [tokens, text] or
@@ -104,7 +140,8 @@ class Network:
         states = weights["refiner.null_text"][None] if text is None else text / weights["text.deviation"]
         phases = time * 1000.0 ** (torch.arange(PAIRS, dtype=torch.float64) / (PAIRS - 1))
         clock = torch.stack([phases.cos(), phases.sin()], 1).flatten()
-        steer = self.linear("steer.1", F.silu(self.linear("steer.0", torch.cat([clock, states.mean(0)]))))
+        style = [] if self.style is None else [self.style]
+        steer = self.linear("steer.1", F.silu(self.linear("steer.0", torch.cat([clock, states.mean(0), *style]))))
         parts = steer.reshape(-1, WIDTH)
 
         def norm(hidden, place):
@@ -112,6 +149,9 @@ class Network:
 
         hidden = self.linear("input", x) + self.linear("latent", known)
         for block in range(BLOCKS):
+            if self.state:
+                scale = (hidden * hidden).mean(1, keepdim=True).add(1e-5).rsqrt()
+                hidden = hidden + self.scan(block, hidden * scale * weights[f"refiner.blocks.{block}.scan_norm"])
             taps = weights[f"refiner.blocks.{block}.taps"].T[:, None]
             bias = weights[f"refiner.blocks.{block}.taps_bias"]
             mixed = F.conv1d(hidden.T[None], taps, bias, padding=KERNEL // 2, groups=WIDTH)[0].T
@@ -217,13 +257,13 @@ def variance_preserving(v, noise, steps, solver, draws):
     return x
 
 
-def write(golden, name, objective, heads, solvers, seed):
-    network = Network(heads, seed)
+def write(golden, name, objective, heads, style, state, solvers, seed):
+    network = Network(heads, style, state, seed)
     folder = golden / name
     folder.mkdir(exist_ok=True)
     (folder / "refiner.toml").write_text(CONFIG.format(
-        outline=OUTLINE, detail=DETAIL, text=TEXT, heads=heads, objective=objective, width=WIDTH, blocks=BLOCKS,
-        kernel=KERNEL, expansion=EXPANSION, solver=next(iter(solvers))))
+        outline=OUTLINE, detail=DETAIL, text=TEXT, heads=heads, style=str(style).lower(), objective=objective, width=WIDTH, blocks=BLOCKS,
+        kernel=KERNEL, expansion=EXPANSION, state=state, solver=next(iter(solvers))))
     note = {"made by": "tools/reference/diffusion.py", "torch": torch.__version__}
     stored = {part: value.numpy().astype(np.float32) for part, value in network.weights.items()}
     tensor_file.write(folder / "refiner.safetensors", stored, note)
@@ -231,6 +271,8 @@ def write(golden, name, objective, heads, solvers, seed):
     single = lambda *shape: draw.standard_normal(shape).astype(np.float32)
     outline, text, noise = single(FRAMES, OUTLINE), single(5, TEXT), single(STEPS + 1, FRAMES, DETAIL)
     results = {"outline": outline, "text": text, "noise": noise}
+    if style:
+        results["style"] = network.style.numpy().astype(np.float32)
     outline, text, noise = (torch.from_numpy(values).double() for values in (outline, text, noise))
     for place, (heard_outline, heard_text) in enumerate([(outline, text), (outline, None), (None, text), (None, None)]):
         results[f"answer_{place}"] = network(noise[place], heard_outline, 0.37, heard_text).numpy()
@@ -251,8 +293,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=pathlib.Path, required=True)
     golden = parser.parse_args().golden
-    write(golden, "refiner_flow", "flow", 0, {"euler": 4, "ddim": 7, "heun": 5, "dpm-solver": 6, "ancestral": 9}, 1)
-    write(golden, "refiner_v", "v-prediction", 2, {"ancestral": 100, "ddim": 10, "dpm-solver": 8}, 2)
+    write(golden, "refiner_flow", "flow", 0, False, 0, {"euler": 4, "ddim": 7, "heun": 5, "dpm-solver": 6, "ancestral": 9}, 1)
+    write(golden, "refiner_v", "v-prediction", 2, True, STATE, {"ancestral": 100, "ddim": 10, "dpm-solver": 8}, 2)
 
 
 if __name__ == "__main__":

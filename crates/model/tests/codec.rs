@@ -15,7 +15,7 @@ fn small() -> (HouseConfig, Parameters) {
         layout: BandLayout { window: 512, hop: 128, linear: 20, logarithmic: 12 },
         latent: 8,
         context: 1,
-        flow: DenoiserConfig { width: 16, blocks: 2, kernel: 3, expansion: 2 },
+        flow: DenoiserConfig { width: 16, blocks: 2, kernel: 3, expansion: 2, state: 0 },
         decoding: Decoding { steps: 2, noise: 0.8, steady: 0.3, griffin_lim: 4, momentum: 0.9, window: 10, halo: 4 },
     };
     let mut parameters = config.parameters(&mut Initialiser::seeded(1));

@@ -54,7 +54,7 @@ fn experiment(corpus: &Path) -> CodecExperiment {
             layout: BandLayout { window: 512, hop: 128, linear: 40, logarithmic: 16 },
             latent: 12,
             context: 1,
-            flow: DenoiserConfig { width: 32, blocks: 2, kernel: 3, expansion: 2 },
+            flow: DenoiserConfig { width: 32, blocks: 2, kernel: 3, expansion: 2, state: 0 },
             decoding: Decoding { window: 40, halo: 8, ..Decoding::default() },
         },
         fit: FitConfig { speeds: vec![1.0, 1.06], tokens: 5000, rounds: 5, ..FitConfig::default() },

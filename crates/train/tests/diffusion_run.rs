@@ -74,8 +74,9 @@ fn experiment(shards: PathBuf, objective: Objective, steps: u64) -> DiffusionExp
         },
         model: ModelConfig {
             objective,
+            style: true,
             text_heads: 2,
-            network: DenoiserConfig { width: 32, blocks: 2, kernel: 3, expansion: 2 },
+            network: DenoiserConfig { width: 32, blocks: 2, kernel: 3, expansion: 2, state: 4 },
         },
         optim: OptimConfig { rate: 1e-2, warmup: 5, ema: 0.9, ..OptimConfig::default() },
         train: LoopConfig {
@@ -124,7 +125,7 @@ fn what_follows_from_the_outline_is_learned_and_painted() {
         let width = known.detail_width();
         let mut rng = random::stream(1, "noise", 0);
         let noise: Vec<f32> = (0..60 * width).map(|_| random::normal(&mut rng)).collect();
-        let painted = refiner.paint(&outline, None, |_| noise.clone());
+        let painted = refiner.paint(&outline, None, &refiner.style(1), |_| noise.clone());
         let right = codes.iter().zip(painted.chunks_exact(width)).filter(|(code, detail)| {
             let mut projections = known.outline(**code);
             projections.extend_from_slice(detail);
@@ -163,11 +164,12 @@ fn what_does_not_fit_is_named() {
     let error = go(&right, &place.path().join("run"), 9).unwrap_err().to_string();
     assert!(error.contains("other (44100 Hz") && error.contains("dac (44100 Hz"), "{error}");
     type Change = fn(&mut DiffusionExperiment);
-    let changes: [(Change, &str); 5] = [
+    let changes: [(Change, &str); 6] = [
         (|e| e.train.steps = 0, "train.steps"),
         (|e| e.train.text_dropout = 1.5, "train.text_dropout"),
         (|e| e.model.network.kernel = 2, "model.network"),
-        (|e| e.sampling.solver = Solver::Ancestral, "rectified flow takes"),
+        (|e| e.model.network.width = 40, "a multiple of 32"),
+        (|e| e.model.objective = Objective::VPrediction, "v-prediction takes"),
         (|e| e.optim.rate = -1.0, "optim.rate"),
     ];
     for (change, part) in changes {

@@ -8,9 +8,7 @@ mod schedule;
 mod stream;
 
 pub use network::{Conditions, Denoiser, DenoiserConfig};
-pub use refiner::{
-    Heard, Moments, REFINER_FOLDER, Refiner, RefinerConfig, RefinerError, RefinerSampling, store_statistics,
-};
+pub use refiner::{Heard, Moments, REFINER_FOLDER, Refiner, RefinerConfig, RefinerError, RefinerSampling, Statistics};
 pub use sampler::{Solver, sample};
 pub use schedule::{Objective, Schedule};
 pub use stream::{RefinedCodec, RefinerStream};

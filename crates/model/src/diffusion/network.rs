@@ -1,12 +1,15 @@
 //! The network that tells data from noise: ConvNeXt blocks (Liu et al., arXiv 2201.03545) over frames, with time and
-//! text in the norms (Peebles and Xie, arXiv 2212.09748, section 3.2) and, if wanted, attention to the text.
+//! text in the norms (Peebles and Xie, arXiv 2212.09748, section 3.2) and, if wanted, attention to the text, and a Mamba-2 layer
+//! before each block, forwards and backwards in turn: what a convolution of a second's reach cannot hold together.
 
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor, TensorData};
+use mambo_kernels::mamba2::TAPS;
 use serde::{Deserialize, Serialize};
 
 use crate::ops;
 use crate::parameters::{Bound, Initialiser, Parameters, Role};
+use crate::ssm::{Mamba2, Mamba2Config};
 
 /// Cosine and sine pairs that describe the time.
 const TIME_PAIRS: usize = 32;
@@ -14,6 +17,9 @@ const TIME_PAIRS: usize = 32;
 const STEER: usize = 256;
 /// Epsilon of the norms.
 const EPSILON: f64 = 1e-5;
+/// Channels of a head, and frames of a chunk, of the Mamba-2 layers.
+const HEAD: usize = 32;
+const CHUNK: usize = 64;
 
 /// Shape of the network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,12 +33,19 @@ pub struct DenoiserConfig {
     pub kernel: usize,
     /// Inner width of a block over its width.
     pub expansion: usize,
+    /// State entries a channel of the Mamba-2 layer before each block; 0 for no such layers.
+    #[serde(default, skip_serializing_if = "none")]
+    pub state: usize,
+}
+
+fn none(state: &usize) -> bool {
+    *state == 0
 }
 
 impl Default for DenoiserConfig {
     /// 384 wide, 6 blocks, 7 taps, expansion 4: 8.2 M parameters for 1024 values a token.
     fn default() -> Self {
-        Self { width: 384, blocks: 6, kernel: 7, expansion: 4 }
+        Self { width: 384, blocks: 6, kernel: 7, expansion: 4, state: 0 }
     }
 }
 
@@ -44,6 +57,14 @@ impl DenoiserConfig {
             && (1..=63).contains(&self.kernel)
             && self.kernel % 2 == 1
             && (1..=16).contains(&self.expansion)
+            && self.state <= 1024
+            && (self.state == 0 || self.width.is_multiple_of(HEAD))
+    }
+
+    /// The Mamba-2 layers, if there are any.
+    fn scan(&self) -> Option<Mamba2Config> {
+        let (d_model, d_state) = (self.width, self.state);
+        (d_state > 0).then_some(Mamba2Config { d_model, d_state, expand: 1, head_dim: HEAD, groups: 1, chunk: CHUNK })
     }
 
     /// Floating-point operations of a frame in a pass forwards, beside a text of `text` tokens if it attends to one: products
@@ -51,7 +72,11 @@ impl DenoiserConfig {
     pub fn flops(&self, conditions: Conditions, text: usize) -> u64 {
         let (width, inner) = (self.width, self.width * self.expansion);
         let attention = conditions.attention.map_or(0, |_| 2 * width * width + 2 * width * text);
-        let block = self.kernel * width + 2 * width * inner + attention;
+        // Both projections, the convolution, and decay, input and output of every state entry.
+        let scan = self.scan().map_or(0, |scan| {
+            width * (scan.projected() + scan.d_inner()) + TAPS * scan.conv_width() + 3 * scan.d_inner() * scan.d_state
+        });
+        let block = self.kernel * width + 2 * width * inner + attention + scan;
         let ends = (2 * conditions.values + conditions.known) * width;
         2 * (self.blocks * block + ends) as u64
     }
@@ -110,6 +135,10 @@ impl Denoiser {
             all.push(format!("{name}.blocks.{block}.taps"), &[config.kernel, width], Role::Decayed, taps);
             all.push(format!("{name}.blocks.{block}.taps_bias"), &[width], Role::Free, draw.zeros(width));
         }
+        for (block, scan) in (0..config.blocks).flat_map(|block| config.scan().map(|scan| (block, scan))) {
+            all.push(format!("{name}.blocks.{block}.scan_norm"), &[width], Role::Free, vec![1.0; width]);
+            scan.init(&format!("{name}.blocks.{block}.scan"), 2 * config.blocks, draw, all);
+        }
         for (block, (text, _)) in (0..config.blocks).flat_map(|block| conditions.attention.map(|text| (block, text))) {
             linear(all, draw, &format!("blocks.{block}.query"), [width, width], 1.0);
             linear(all, draw, &format!("blocks.{block}.text"), [text, 2 * width], 1.0);
@@ -155,7 +184,15 @@ impl Denoiser {
         let steer = self.linear("steer.1", silu(self.linear("steer.0", steer)));
         let part = |index: usize| steer.clone().slice([0..batch, index * width..(index + 1) * width]);
         let mut hidden = self.linear("input", x_btw) + self.linear("latent", known_btd);
+        let scan = self.config.scan();
         for block in 0..self.config.blocks {
+            if let Some(scan) = &scan {
+                let prefix = format!("{}.blocks.{block}.scan", self.name);
+                let normed = ops::rms_norm(hidden.clone(), self.bound.tensor(&format!("{prefix}_norm")), EPSILON);
+                let turn = |x: Tensor<3>| if block % 2 == 1 { x.flip([1]) } else { x };
+                let (heard, _) = Mamba2::new(scan, &prefix, &self.bound).forward(turn(normed), &[], None);
+                hidden = hidden + turn(heard);
+            }
             let [taps, bias] = ["taps", "taps_bias"].map(|end| format!("{}.blocks.{block}.{end}", self.name));
             let mixed = ops::depthwise_conv1d(hidden.clone(), self.bound.tensor(&taps), self.bound.tensor(&bias));
             let normed = ops::ada_layer_norm(mixed, part(2 * block), part(2 * block + 1), EPSILON);

@@ -1,7 +1,8 @@
 //! The second stage on an outline that goes on: overlapped windows with a fixed look-ahead, in constant memory.
 //!
-//! The noise of a frame depends on the seed and its place alone, and every window is painted with the frames around it; so how
-//! frames are pushed changes nothing, and two windows that meet have painted the place where they meet alike.
+//! The noise of a frame depends on the seed and its place alone, the style of a clip on the seed, and every window is painted with
+//! the frames around it; so how frames are pushed changes nothing, and two windows that meet have painted the place where they meet
+//! alike.
 
 use std::collections::VecDeque;
 
@@ -46,6 +47,7 @@ pub struct RefinerStream<'a> {
     refiner: &'a Refiner,
     codec: &'a dyn Refinable,
     text: Option<Vec<f32>>,
+    style: Vec<f32>,
     seed: u64,
     windows: Windowed,
     /// Sets of noise of a frame.
@@ -74,6 +76,7 @@ impl<'a> RefinerStream<'a> {
         Self {
             windows: Windowed::new([row, config.detail_width], sampling.halo, sampling.window).opening_with(OPENING),
             decoder: codec.painted(seed),
+            style: refiner.style(seed),
             refiner,
             codec,
             text,
@@ -85,13 +88,13 @@ impl<'a> RefinerStream<'a> {
     }
 
     /// Detail of a window whose rows are outlines and noise side by side.
-    fn paint(refiner: &Refiner, text: Option<&[f32]>, sets: usize, rows: &[f32]) -> Vec<f32> {
+    fn paint(refiner: &Refiner, text: Option<&[f32]>, style: &[f32], sets: usize, rows: &[f32]) -> Vec<f32> {
         let (outline, detail) = (refiner.config().outline_width, refiner.config().detail_width);
         let row = outline + sets * detail;
         let part = |from: usize, width: usize| -> Vec<f32> {
             rows.chunks_exact(row).flat_map(|row| row[from..from + width].iter().copied()).collect()
         };
-        refiner.paint(&part(0, outline), text, |set| part(outline + set * detail, detail))
+        refiner.paint(&part(0, outline), text, style, |set| part(outline + set * detail, detail))
     }
 
     fn decode(&mut self, detail: &[f32]) -> Vec<f32> {
@@ -111,14 +114,14 @@ impl DecodeStream for RefinerStream<'_> {
         let mut rng = random::stream(self.seed, "refine", self.place);
         row.extend((0..self.sets * self.refiner.config().detail_width).map(|_| random::normal(&mut rng)));
         self.place += 1;
-        let (refiner, text, sets) = (self.refiner, self.text.as_deref(), self.sets);
-        let detail = self.windows.push(&row, |rows| Self::paint(refiner, text, sets, rows));
+        let (refiner, text, style, sets) = (self.refiner, self.text.as_deref(), &self.style, self.sets);
+        let detail = self.windows.push(&row, |rows| Self::paint(refiner, text, style, sets, rows));
         self.decode(&detail)
     }
 
     fn finish(mut self: Box<Self>) -> Vec<f32> {
-        let (refiner, text, sets) = (self.refiner, self.text.clone(), self.sets);
-        let detail = self.windows.finish(|rows| Self::paint(refiner, text.as_deref(), sets, rows));
+        let (refiner, text, style, sets) = (self.refiner, self.text.as_deref(), &self.style, self.sets);
+        let detail = self.windows.finish(|rows| Self::paint(refiner, text, style, sets, rows));
         let mut samples = self.decode(&detail);
         let Self { decoder, .. } = *self;
         samples.extend(decoder.finish());
