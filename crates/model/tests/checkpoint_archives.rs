@@ -20,6 +20,12 @@ fn peak() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
+/// How far it has risen since. The kernel notes the highest one late, so while other threads give memory back it may fall a little.
+#[cfg(target_os = "linux")]
+fn grown(before: u64) -> u64 {
+    peak().saturating_sub(before)
+}
+
 fn read(bytes: Vec<u8>) -> Result<ssm_ttm::SsmTtm, CheckpointError> {
     ssm_ttm::read_from(open(bytes)?, &mut |_, _| {})
 }
@@ -156,7 +162,7 @@ fn a_claimed_length_is_no_allocation() {
     // The count of the paper's model with one codebook: sizes and names of the published file are understood.
     assert!(error.to_string().contains("281042176"), "{error}");
     #[cfg(target_os = "linux")]
-    assert!(peak() - before < ROOM, "{} bytes", peak() - before);
+    assert!(grown(before) < ROOM, "{} bytes", grown(before));
 }
 
 /// A hundred kilobytes of pickle in which one thing stands in very many places: none may cost the product of both.
@@ -189,7 +195,7 @@ fn what_is_shared_is_no_allocation() {
     let error = open(with(&keys.concat())).unwrap().plain("hyper_parameters").unwrap_err();
     assert!(error.to_string().contains("too long to be listed"), "{error}");
     #[cfg(target_os = "linux")]
-    assert!(peak() - before < ROOM, "{} bytes", peak() - before);
+    assert!(grown(before) < ROOM, "{} bytes", grown(before));
 }
 
 /// Names and shapes of the published file with one codebook.
@@ -270,6 +276,6 @@ proptest! {
         let before = peak();
         let _ = read(bytes);
         #[cfg(target_os = "linux")]
-        prop_assert!(peak() - before < ROOM, "{} bytes", peak() - before);
+        prop_assert!(grown(before) < ROOM, "{} bytes", grown(before));
     }
 }
