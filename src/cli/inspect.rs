@@ -50,8 +50,7 @@ impl InspectArguments {
     pub fn run(self) -> Result<ExitCode> {
         let facts = match &self.against {
             Some(other) => compared(&self.path, other)?,
-            None if is_second_stage(&self.path) => second_stage_experiment(&self.path, self.codec.as_deref())?,
-            None => describe(&resolve(&self.path)?)?,
+            None => describe(&resolve(&self.path)?, self.codec.as_deref())?,
         };
         if self.json {
             print_json(&facts)?;
@@ -105,7 +104,8 @@ fn readable(number: &Number) -> String {
     }
 }
 
-fn describe(path: &Path) -> Result<Value> {
+/// What is there; `codec_folder` is that of a second-stage experiment.
+fn describe(path: &Path, codec_folder: Option<&Path>) -> Result<Value> {
     if path.is_dir() {
         if path.join(CONFIG_FILE).exists() {
             return model(path);
@@ -127,6 +127,7 @@ fn describe(path: &Path) -> Result<Value> {
     let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
     match extension.as_deref() {
         Some("jsonl") => manifest(path),
+        Some("toml") if is_second_stage(path) => second_stage_experiment(path, codec_folder),
         Some("toml") => experiment(path),
         Some("safetensors") => {
             if let Ok(shard) = Shard::open(path) {
@@ -154,7 +155,7 @@ fn model(path: &Path) -> Result<Value> {
     });
     let inner = path.join("codec");
     if inner.is_dir() {
-        facts["codec"] = describe(&inner)?;
+        facts["codec"] = describe(&inner, None)?;
     }
     let inner = path.join(REFINER_FOLDER);
     if inner.is_dir() {
@@ -174,8 +175,7 @@ fn refiner(path: &Path) -> Result<Value> {
 
 /// Whether a file is an experiment of the second stage: the only kind with a network in its model.
 fn is_second_stage(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "toml")
-        && read_toml::<Value>(path).is_ok_and(|file| file["model"].get("network").is_some())
+    read_toml::<Value>(path).is_ok_and(|file| file["model"].get("network").is_some())
 }
 
 fn second_stage_experiment(path: &Path, codec: Option<&Path>) -> Result<Value> {

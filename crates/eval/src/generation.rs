@@ -203,9 +203,8 @@ pub struct GenerationResult {
 }
 
 struct Made {
-    set: ClipSet,
-    /// Clips of the further rounds.
-    rounds: Vec<ClipSet>,
+    /// Clips on captions, a set a round; the first is judged in every way.
+    sets: Vec<ClipSet>,
     prompted: Vec<PromptedClip>,
     level_one: Vec<Vec<u16>>,
     speed: Speed,
@@ -227,7 +226,7 @@ pub fn evaluate(
     for system in systems.iter_mut() {
         made.push(judge_system(system, setup, &tags, &mut players, progress)?);
     }
-    let sets = made.iter().flat_map(|made| made.rounds.iter().chain([&made.set]));
+    let sets = made.iter().flat_map(|made| &made.sets);
     let counts = sets.map(|set| set.features.count()).chain([real.features.count()]);
     let patches = counts.min().unwrap_or(0).min(setup.settings.draws.patches.unwrap_or(usize::MAX));
     let draws = Draws { patches: Some(patches), ..setup.settings.draws };
@@ -298,33 +297,34 @@ fn judge_system(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Made, EvalError> {
     let settings = &setup.settings;
-    let mut made = Made {
-        set: ClipSet::new(&system.name),
-        rounds: Vec::new(),
-        prompted: Vec::new(),
-        level_one: Vec::new(),
-        speed: Speed::default(),
-    };
-    for n in 0..settings.clips {
-        let name = format!("{}: clip {} of {}", system.name, n + 1, settings.clips);
-        let clip = clip_on_caption(system, setup, settings.seed, n, &name, &mut made.set, &mut made.speed, progress)?;
-        let index = n % setup.real.len();
-        if n < settings.examples.min(setup.real.len()) {
-            let group = caption_group(index, &setup.real[index].caption);
-            players.push(player(setup, &group, &system.name, "", &clip.samples));
-        }
-        made.level_one.push(clip.level_one);
-    }
-    let rounds = if matches!(system.role, Role::Model | Role::Other) { settings.rounds } else { 1 };
-    for round in 1..rounds {
+    let mut made = Made { sets: Vec::new(), prompted: Vec::new(), level_one: Vec::new(), speed: Speed::default() };
+    let rounds = if matches!(system.role, Role::Model | Role::Other) { settings.rounds.max(1) } else { 1 };
+    for round in 0..rounds {
         let mut set = ClipSet::new(&system.name);
+        let name =
+            if rounds > 1 { format!("{}, round {} of {rounds}", system.name, round + 1) } else { system.name.clone() };
         for n in 0..settings.clips {
-            let name =
-                format!("{}: round {} of {rounds}, clip {} of {}", system.name, round + 1, n + 1, settings.clips);
-            let seed = settings.seed.wrapping_add(round);
-            clip_on_caption(system, setup, seed, n, &name, &mut set, &mut made.speed, progress)?;
+            progress(&format!("{name}: clip {} of {}", n + 1, settings.clips));
+            let index = n % setup.real.len();
+            let real = &setup.real[index];
+            let request = Request {
+                prompt: &real.caption,
+                seconds: settings.seconds,
+                seed: clip_seed(settings.seed.wrapping_add(round), "captions", n),
+                real: Some(index),
+            };
+            let clip = make(system, setup, &request, &real.id, &mut made.speed)?;
+            set.add(&real.id, &clip.samples, setup.sample_rate, setup.judge)?;
+            if round > 0 {
+                continue;
+            }
+            if n < settings.examples.min(setup.real.len()) {
+                let group = caption_group(index, &real.caption);
+                players.push(player(setup, &group, &system.name, "", &clip.samples));
+            }
+            made.level_one.push(clip.level_one);
         }
-        made.rounds.push(set);
+        made.sets.push(set);
     }
     let prompts = if system.reads_text { settings.prompts.as_slice() } else { &[] };
     for (prompt_index, (prompt, &tag)) in prompts.iter().zip(tags).enumerate() {
@@ -352,32 +352,6 @@ fn judge_system(
     Ok(made)
 }
 
-/// Makes a system's clip for a caption of the real clips and adds it to a set.
-#[expect(clippy::too_many_arguments, reason = "the inner loop of one page")]
-fn clip_on_caption(
-    system: &mut System<'_>,
-    setup: &Setup<'_>,
-    seed: u64,
-    n: usize,
-    name: &str,
-    set: &mut ClipSet,
-    speed: &mut Speed,
-    progress: &mut dyn FnMut(&str),
-) -> Result<Generated, EvalError> {
-    progress(name);
-    let index = n % setup.real.len();
-    let real = &setup.real[index];
-    let request = Request {
-        prompt: &real.caption,
-        seconds: setup.settings.seconds,
-        seed: clip_seed(seed, "captions", n),
-        real: Some(index),
-    };
-    let clip = make(system, setup, &request, &real.id, speed)?;
-    set.add(&real.id, &clip.samples, setup.sample_rate, setup.judge)?;
-    Ok(clip)
-}
-
 fn make(
     system: &mut System<'_>,
     setup: &Setup<'_>,
@@ -401,18 +375,19 @@ fn system_result(
     draws: &Draws,
 ) -> Result<SystemResult, EvalError> {
     let names = setup.judge.tag_names();
-    let comparison = compare(&made.set, real, draws)?;
-    let mut rounds = Vec::with_capacity(made.rounds.len() + 1);
-    if !made.rounds.is_empty() {
+    let [set, further @ ..] = made.sets.as_slice() else { unreachable!("every system has a first round") };
+    let comparison = compare(set, real, draws)?;
+    let mut rounds = Vec::new();
+    if !further.is_empty() {
         rounds.push(comparison.frechet.distance);
     }
-    for set in &made.rounds {
+    for set in further {
         rounds.push(frechet::frechet_distance(&set.features, &real.features, draws)?.distance);
     }
     Ok(SystemResult {
         name: system.name.clone(),
         role: system.role,
-        clips: made.set.clips.len(),
+        clips: set.clips.len(),
         comparison,
         rounds,
         normalised: None,
@@ -423,9 +398,9 @@ fn system_result(
         },
         copying: copying(&made.level_one, setup),
         speed: made.speed,
-        silent: made.set.silent(),
-        clipped: made.set.clipped(),
-        distinct: made.set.distinct(),
+        silent: set.silent(),
+        clipped: set.clipped(),
+        distinct: set.distinct(),
     })
 }
 

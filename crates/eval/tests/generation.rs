@@ -41,6 +41,10 @@ fn settings() -> Settings {
     }
 }
 
+fn setup(real: &[RealClip], settings: Settings) -> Setup<'_> {
+    Setup { sample_rate: RATE, frame_rate: 21.5, real, training: &[], judge: &OctaveJudge, settings }
+}
+
 fn band(prompt: &str) -> usize {
     ["low", "middle", "high"].iter().position(|tag| prompt.contains(tag)).expect("a band")
 }
@@ -97,14 +101,7 @@ fn systems_come_out_in_their_order() {
     let real = real_clips();
     let copied = vec![7u16; 90];
     let training: Vec<&[u16]> = vec![&copied];
-    let setup = Setup {
-        sample_rate: RATE,
-        frame_rate: 21.5,
-        real: &real,
-        training: &training,
-        judge: &OctaveJudge,
-        settings: settings(),
-    };
+    let setup = Setup { training: &training, ..setup(&real, settings()) };
     let mut lines = 0;
     let (result, report) = evaluate(&mut systems(&real), &setup, &mut |_| lines += 1).expect("judges");
     assert!(lines > 60);
@@ -142,14 +139,7 @@ fn systems_come_out_in_their_order() {
 fn rounds_have_seeds_of_their_own_and_leave_floors_alone() {
     let real = real_clips();
     let judged = |seed: u64, rounds: u64| {
-        let setup = Setup {
-            sample_rate: RATE,
-            frame_rate: 21.5,
-            real: &real,
-            training: &[],
-            judge: &OctaveJudge,
-            settings: Settings { clips: 4, prompt_seeds: 0, seed, rounds, ..settings() },
-        };
+        let setup = setup(&real, Settings { clips: 4, prompt_seeds: 0, seed, rounds, ..settings() });
         evaluate(&mut systems(&real), &setup, &mut |_| {}).expect("judges")
     };
     let (once, several) = (judged(7, 1), judged(7, 3));
@@ -169,14 +159,7 @@ fn rounds_have_seeds_of_their_own_and_leave_floors_alone() {
 #[test]
 fn the_same_command_gives_the_same_figures() {
     let real = real_clips();
-    let setup = Setup {
-        sample_rate: RATE,
-        frame_rate: 21.5,
-        real: &real,
-        training: &[],
-        judge: &OctaveJudge,
-        settings: Settings { clips: 4, prompt_seeds: 1, ..settings() },
-    };
+    let setup = setup(&real, Settings { clips: 4, prompt_seeds: 1, ..settings() });
     let run = || {
         let mut result = evaluate(&mut systems(&real)[..2], &setup, &mut |_| {}).expect("judges").0;
         result.peak_memory = None;
@@ -190,14 +173,7 @@ fn the_same_command_gives_the_same_figures() {
 #[test]
 fn a_clip_that_falls_apart_is_told_from_one_that_lasts() {
     let real = real_clips();
-    let setup = Setup {
-        sample_rate: RATE,
-        frame_rate: 21.5,
-        real: &real,
-        training: &[],
-        judge: &OctaveJudge,
-        settings: settings(),
-    };
+    let setup = setup(&real, settings());
     let growth = |falls_apart: bool| {
         let generate = move |r: &Request<'_>| {
             let mut samples = tune(band(r.prompt), r.seconds, r.seed);

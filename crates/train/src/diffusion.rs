@@ -228,7 +228,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
     let (mut step, mut score) = match resumed {
         Some(at) => (at.step, at.state),
         None => {
-            measure(&source, codec, text_width).store(&config, &mut parameters);
+            measure(&source, codec, &config).store(&config, &mut parameters);
             (0, None)
         }
     };
@@ -249,7 +249,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
     while step < train.steps && !stop.load(Ordering::Relaxed) {
         // One optimiser step.
         let batch = source.batch_at_step(step);
-        let clips = Clips::new(&batch, source.shards(), codec, text_width);
+        let clips = Clips::new(&batch, source.shards(), codec, &config);
         let refiner = Refiner::new(config.clone(), &parameters, &device);
         let lesson = Lesson::draw(&refiner, &schedule, &clips, train, random::stream(seed, "lesson", step));
         let loss = with_precision(precision, || lesson.loss(&refiner, &clips));
@@ -280,7 +280,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
         // Validate, save, sample.
         if let (Some(source), true) = (&validation, due(train.validate_every)) {
             let averaged = Refiner::new(config.clone(), &optimizer.averaged(&parameters), &Device::flex());
-            let loss = validate(&averaged, &schedule, source, codec, experiment, text_width);
+            let loss = validate(&averaged, &schedule, source, codec, experiment);
             tracing::info!(step, loss = format!("{loss:.4}"), "validation");
             tracker.log(step, &[("valid/loss", loss)])?;
             tracker.curve(&experiment.name, &["train/loss", "valid/loss"])?;
@@ -290,7 +290,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
             let averaged = Refiner::new(config.clone(), &optimizer.averaged(&parameters), &Device::flex());
             let source = validation.as_ref().unwrap_or(&source);
             let batch = source.in_order(0);
-            let clips = Clips::new(&batch, source.shards(), codec, text_width);
+            let clips = Clips::new(&batch, source.shards(), codec, &config);
             let codes = &batch.codes_bkt[..batch.lengths_b[0]];
             sample(&averaged, codes, &clips.texts[0], step).map_err(|reason| TrainError::Sample { step, reason })?;
         }
@@ -329,7 +329,7 @@ struct Clips {
     outlines: Vec<f32>,
     /// `[b, t, detail]` as the codec has it.
     details: Vec<f32>,
-    /// Mean detail of the whole item of each clip.
+    /// Mean detail of the whole item of each clip; empty if the network hears no style.
     means: Vec<Vec<f32>>,
     lengths: Vec<usize>,
     /// States of each clip's text, `[tokens, text_width]`.
@@ -338,7 +338,8 @@ struct Clips {
 
 impl Clips {
     /// Frames beyond a clip's length are those of code 0 and count for nothing.
-    fn new(batch: &Batch, shards: &[Shard], codec: &dyn Refinable, text_width: usize) -> Self {
+    fn new(batch: &Batch, shards: &[Shard], codec: &dyn Refinable, config: &RefinerConfig) -> Self {
+        let text_width = config.text_width;
         let (levels, frames) = (codec.spec().levels, batch.clock_bt.len() / batch.lengths_b.len());
         let (mut outlines, mut details) = (Vec::new(), Vec::new());
         for codes in batch.codes_bkt.chunks_exact(levels * frames) {
@@ -348,7 +349,9 @@ impl Clips {
                 details.extend(codec.detail(&codes));
             }
         }
-        let means = batch.places_b.iter().map(|(shard, index, _)| mean_detail(&shards[*shard].item(*index), codec));
+        let means = batch.places_b.iter().map(|(shard, index, _)| {
+            if config.style { mean_detail(&shards[*shard].item(*index), codec) } else { Vec::new() }
+        });
         let row = batch.text_length;
         let texts = (0..batch.lengths_b.len())
             .map(|clip| {
@@ -377,12 +380,12 @@ fn mean_detail(item: &Item<'_>, codec: &dyn Refinable) -> Vec<f32> {
 }
 
 /// What there is to know of outlines, details and text states.
-fn measure(source: &BatchSource, codec: &dyn Refinable, text_width: usize) -> Statistics {
+fn measure(source: &BatchSource, codec: &dyn Refinable, config: &RefinerConfig) -> Statistics {
     let (outline_width, detail_width) = (codec.outline_width(), codec.detail_width());
     let (mut outline, mut detail) = (Moments::new(outline_width), Moments::new(detail_width));
     let (mut square, mut values, mut means) = (0.0, 0.0, Vec::new());
     for step in 0..MEASURED.min(source.batches_per_epoch() as u64) {
-        let clips = Clips::new(&source.batch_at_step(step), source.shards(), codec, text_width);
+        let clips = Clips::new(&source.batch_at_step(step), source.shards(), codec, config);
         let frames = clips.outlines.len() / outline_width / clips.lengths.len();
         for (clip, length) in clips.lengths.iter().enumerate() {
             let rows = clip * frames..clip * frames + length;
@@ -403,7 +406,7 @@ fn measure(source: &BatchSource, codec: &dyn Refinable, text_width: usize) -> St
 
 /// A batch with noise in it, and what the network should say.
 struct Lesson {
-    /// Style of each clip; empty if the network hears none.
+    /// Style of each clip.
     styles: Vec<Vec<f32>>,
     noisy: Vec<f32>,
     target: Vec<f32>,
@@ -423,7 +426,7 @@ impl Lesson {
         let batch = clips.lengths.len();
         let mut details = clips.details.clone();
         refiner.normalise_detail(&mut details);
-        let mut styles = if refiner.config().style { clips.means.clone() } else { vec![Vec::new(); batch] };
+        let mut styles = clips.means.clone();
         styles.iter_mut().for_each(|style| refiner.normalise_detail(style));
         let (mut noisy, mut target) = (Vec::with_capacity(details.len()), Vec::with_capacity(details.len()));
         let mut times = Vec::with_capacity(batch);
@@ -477,13 +480,12 @@ fn validate(
     source: &BatchSource,
     codec: &dyn Refinable,
     experiment: &DiffusionExperiment,
-    text_width: usize,
 ) -> f64 {
     let everything = LoopConfig { text_dropout: 0.0, outline_dropout: 0.0, ..experiment.train.clone() };
     let rounds = VALIDATED.min(source.batches_per_epoch() as u64);
     let losses = (0..rounds).map(|round| {
         let batch = source.in_order(round as usize * experiment.train.batch);
-        let clips = Clips::new(&batch, source.shards(), codec, text_width);
+        let clips = Clips::new(&batch, source.shards(), codec, refiner.config());
         let lesson =
             Lesson::draw(refiner, schedule, &clips, &everything, random::stream(experiment.seed, "validation", round));
         f64::from(lesson.loss(refiner, &clips).into_scalar::<f32>())

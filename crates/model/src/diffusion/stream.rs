@@ -2,7 +2,7 @@
 //!
 //! The noise of a frame depends on the seed and its place alone, the style of a clip on the seed, and every window is painted with
 //! the frames around it; so how frames are pushed changes nothing, and two windows that meet have painted the place where they meet
-//! alike.
+//! alike, but for what Mamba-2 layers heard from beyond the look-ahead.
 
 use std::collections::VecDeque;
 
