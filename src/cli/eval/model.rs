@@ -153,6 +153,8 @@ impl ModelArguments {
         let judge = self.common.judge(Some(&folder))?;
         let shards = Arc::new(Shard::open_folders(&self.shards)?);
         let spec = bundle.codec().spec().clone();
+        // Before any music is read: a wrong name is told at once.
+        let others = self.others(spec.sample_rate)?;
         // Tokens of another codec say nothing about this model's: no bigram, no search for copies, no perplexity.
         let same_tokens = shards.iter().all(|shard| shard.header().spec.codec == spec);
         if !same_tokens {
@@ -188,7 +190,6 @@ impl ModelArguments {
         };
         let bigram = same_tokens.then(|| KneserNeyBigram::fit(&training, spec.cardinality));
         let sampling = self.sampling.over(&bundle.composer().sampling());
-        let others = self.others(spec.sample_rate)?;
         let mut systems = systems(&bundle, sampling, &real, bigram.as_ref(), &spec);
         if self.model_only {
             systems.retain(|system| system.role == Role::Model);
