@@ -2,8 +2,8 @@
 //!
 //!     cargo run --release --workspace --example seams -- MODEL SECONDS [PROMPT]
 //!
-//! A piece is written once and decoded with two seeds. Where windows of the first meet, it is compared with random places; as a
-//! control the two are cut together there. Exits with 1 if a seam stands out, or the control does not.
+//! A piece is written once and decoded with two seeds. Where windows of the first meet, it is compared with other places where
+//! tokens meet; as a control the two are cut together there. Exits with 1 if a seam stands out, or the control does not.
 #![allow(clippy::print_stdout)]
 
 use std::path::Path;
@@ -47,7 +47,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             control[*start..*end].copy_from_slice(&other[*start..*end]);
         }
         for (what, mono, seamless) in [("as made", &sound, true), ("cut together", &control, false)] {
-            let found = seams(mono, spec.sample_rate, &places, 1)?;
+            let found = seams(mono, spec.sample_rate, &places, spec.hop as usize, 1)?;
             print(&format!("{name}, {what}"), &found);
             as_expected &= (found.flux.p.min(found.energy.p) > CHANCE) == seamless;
         }

@@ -51,11 +51,15 @@ pub struct Seams {
     pub energy: Comparison,
 }
 
-/// Compares the sound at `places` (samples) with random ones, of a seed.
+/// Compares the sound at `places` (samples) with random ones, of a seed, at multiples of `grid` samples: where windows meet is where
+/// tokens meet, and sound moves more there than within a token.
+///
+/// # Panics
+/// If `grid` is 0.
 ///
 /// # Errors
 /// [`EvalError::NoClips`] if fewer than two places can be heard.
-pub fn seams(mono: &[f32], rate: u32, places: &[usize], seed: u64) -> Result<Seams, EvalError> {
+pub fn seams(mono: &[f32], rate: u32, places: &[usize], grid: usize, seed: u64) -> Result<Seams, EvalError> {
     let stft = Stft::new(WINDOW, HOP);
     let apart = (APART_SECONDS * f64::from(rate)) as usize;
     let mut rng = random::stream(seed, "seams", 0);
@@ -64,8 +68,9 @@ pub fn seams(mono: &[f32], rate: u32, places: &[usize], seed: u64) -> Result<Sea
     if !ends.is_empty() {
         // A sound that has no room for as many gives fewer.
         for _ in 0..100 * RANDOM_PLACES * places.len() {
-            let place = ends.start + random::below(&mut rng, ends.len());
-            if elsewhere.len() < RANDOM_PLACES * places.len() && places.iter().all(|p| p.abs_diff(place) > apart) {
+            let place = random::below(&mut rng, ends.end.div_ceil(grid)) * grid;
+            let alone = ends.contains(&place) && places.iter().all(|p| p.abs_diff(place) > apart);
+            if elsewhere.len() < RANDOM_PLACES * places.len() && alone {
                 elsewhere.push(place);
             }
         }
@@ -150,16 +155,33 @@ mod tests {
     #[test]
     fn a_hard_cut_stands_out_and_nothing_does_not() {
         let places: Vec<usize> = (1..50).map(|n| n * 26_111).collect();
-        let whole = seams(&music(&places, false), RATE, &places, 1).expect("heard");
+        let whole = seams(&music(&places, false), RATE, &places, 1, 1).expect("heard");
         assert!(whole.places == 49 && whole.random_places > 400, "{whole:?}");
         assert!(whole.flux.p > 0.05 && whole.energy.p > 0.05, "{whole:?}");
-        let cut = seams(&music(&places, true), RATE, &places, 1).expect("heard");
+        let cut = seams(&music(&places, true), RATE, &places, 1, 1).expect("heard");
         assert!(cut.flux.p < 0.001 && cut.flux.there > cut.flux.elsewhere, "{cut:?}");
     }
 
     #[test]
+    fn what_happens_at_every_token_is_no_seam() {
+        let hop = 2048;
+        let mut rng = random::stream(3, "steps", 0);
+        let sound: Vec<f32> = (0..60 * RATE as usize / hop)
+            .flat_map(|_| {
+                let gain = 0.05 + 0.2 * random::uniform(&mut rng);
+                let token: Vec<f32> = (0..hop).map(|_| gain * random::normal(&mut rng)).collect();
+                token
+            })
+            .collect();
+        let places: Vec<usize> = (1..45).map(|window| window * 14 * hop).collect();
+        let p = |grid: usize| seams(&sound, RATE, &places, grid, 1).expect("heard").energy.p;
+        assert!(p(1) < 0.001, "{}", p(1));
+        assert!(p(hop) > 0.05, "{}", p(hop));
+    }
+
+    #[test]
     fn silence_has_no_seams() {
-        assert!(seams(&[0.0; 200_000], RATE, &[50_000, 100_000], 1).is_err());
-        assert!(seams(&[0.5; 100], RATE, &[50], 1).is_err());
+        assert!(seams(&[0.0; 200_000], RATE, &[50_000, 100_000], 1, 1).is_err());
+        assert!(seams(&[0.5; 100], RATE, &[50], 1, 1).is_err());
     }
 }

@@ -81,6 +81,9 @@ pub struct LoopConfig {
     /// Share of clips that do not hear their outline.
     #[serde(default = "tenth")]
     pub outline_dropout: f32,
+    /// Which times of the path from data to noise are trained.
+    #[serde(default)]
+    pub times: Times,
     /// Large matrix products in bf16 where the processor has a unit for it.
     #[serde(default)]
     pub bf16: bool,
@@ -96,6 +99,30 @@ pub struct LoopConfig {
     /// Steps between samples; 0 for none.
     #[serde(default)]
     pub sample_every: u64,
+}
+
+/// How the times of a batch are spread.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Times {
+    /// All alike.
+    #[default]
+    Uniform,
+    /// More of the middle, where there is most to learn: ln(t / (1 - t)) of deviation 1 (Esser et al., arXiv 2403.03206, section
+    /// 3.1), with a logistic density for the normal one, since its quantiles have a closed form.
+    Middle,
+}
+
+impl Times {
+    /// The time below which a share of all times lies; at the very ends there is nothing to learn.
+    fn quantile(self, share: f32) -> f64 {
+        let share = f64::from(share.mul_add(0.98, 0.01));
+        match self {
+            Self::Uniform => share,
+            // A logistic density of scale s has the deviation pi s / sqrt(3).
+            Self::Middle => 1.0 / (1.0 + (1.0 / share - 1.0).powf(3f64.sqrt() / std::f64::consts::PI)),
+        }
+    }
 }
 
 fn tenth() -> f32 {
@@ -431,9 +458,9 @@ impl Lesson {
         let (mut noisy, mut target) = (Vec::with_capacity(details.len()), Vec::with_capacity(details.len()));
         let mut times = Vec::with_capacity(batch);
         for (clip, detail) in details.chunks_exact(details.len() / batch).enumerate() {
-            // Stratified over the batch; at the very ends there is nothing to learn.
-            let place = (clip as f32 + random::uniform(&mut rng)) / batch as f32;
-            let time = schedule.nearest(f64::from(place.mul_add(0.98, 0.01)));
+            // Stratified over the batch.
+            let share = (clip as f32 + random::uniform(&mut rng)) / batch as f32;
+            let time = schedule.nearest(train.times.quantile(share));
             let (a, s) = schedule.shares(time);
             let (a, s) = (a as f32, s as f32);
             times.push(time as f32);
@@ -481,7 +508,12 @@ fn validate(
     codec: &dyn Refinable,
     experiment: &DiffusionExperiment,
 ) -> f64 {
-    let everything = LoopConfig { text_dropout: 0.0, outline_dropout: 0.0, ..experiment.train.clone() };
+    let everything = LoopConfig {
+        text_dropout: 0.0,
+        outline_dropout: 0.0,
+        times: Times::Uniform,
+        ..experiment.train.clone()
+    };
     let rounds = VALIDATED.min(source.batches_per_epoch() as u64);
     let losses = (0..rounds).map(|round| {
         let batch = source.in_order(round as usize * experiment.train.batch);
@@ -491,4 +523,24 @@ fn validate(
         f64::from(lesson.loss(refiner, &clips).into_scalar::<f32>())
     });
     losses.sum::<f64>() / rounds as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Times;
+
+    #[test]
+    fn middle_times_have_logits_of_deviation_one() {
+        let count = 100_000;
+        let shares = (0..count).map(|place| (place as f32 + 0.5) / count as f32);
+        let logits = shares.map(|share| {
+            let time = Times::Middle.quantile(share);
+            (time / (1.0 - time)).ln()
+        });
+        // Without the outermost hundredths of the distribution.
+        let square = logits.map(|logit| logit * logit).sum::<f64>() / f64::from(count);
+        assert!((0.85..1.0).contains(&square.sqrt()), "{square}");
+        assert!((Times::Uniform.quantile(0.25) - 0.255).abs() < 1e-6);
+        assert!(Times::Middle.quantile(0.25) > 0.255);
+    }
 }

@@ -16,7 +16,9 @@ use mambo_model::random;
 use mambo_model::tokens::CodecSpec;
 use mambo_train::TrainError;
 use mambo_train::config::DataConfig;
-use mambo_train::diffusion::{DiffusionExperiment, DiffusionOutcome, DiffusionRun, LoopConfig, ModelConfig, run};
+use mambo_train::diffusion::{
+    DiffusionExperiment, DiffusionOutcome, DiffusionRun, LoopConfig, ModelConfig, Times, run,
+};
 use mambo_train::optim::OptimConfig;
 
 const WIDTH: usize = 6;
@@ -84,6 +86,7 @@ fn experiment(shards: PathBuf, objective: Objective, steps: u64) -> DiffusionExp
             batch: 4,
             text_dropout: 0.2,
             outline_dropout: 0.1,
+            times: if objective == Objective::Flow { Times::Middle } else { Times::Uniform },
             bf16: false,
             log_every: 1,
             validate_every: 10,
