@@ -124,14 +124,16 @@ fn inspect_describes_sound_as_json() {
 const CHECKPOINT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/crates/model/tests/golden/ssm_ttm.ckpt");
 
 #[test]
-fn inspect_describes_second_stages() {
+fn inspect_describes_second_stages_and_experiments() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let facts = |path: &str| -> serde_json::Value {
         serde_json::from_slice(&mambo(root, &["inspect", path, "--json"]).stdout).unwrap()
     };
     let (folder, file) = (facts("crates/model/tests/golden/refiner_v"), facts("configs/refiner.toml"));
-    assert_eq!((&folder["kind"], &folder["shape"]["style"]), (&"second-stage folder".into(), &true.into()));
-    assert_eq!((&file["kind"], &file["cost"]["parameters"]), (&"second-stage experiment".into(), &6_861_026.into()));
+    assert_eq!((&folder["kind"], &folder["shape"]["text_heads"]), (&"second-stage folder".into(), &2.into()));
+    assert_eq!((&file["kind"], &file["cost"]["parameters"]), (&"second-stage experiment".into(), &6_844_642.into()));
+    let codec = facts("configs/codec.toml");
+    assert_eq!((&codec["kind"], &codec["shape"]["spec"]["hop"]), (&"codec experiment".into(), &2048.into()));
     let other = mambo(root, &["inspect", "configs/refiner.toml", "--codec", "models/tiny/text"]);
     assert_eq!(other.status.code(), Some(1));
     assert!(error(&other).contains("models/tiny/text"), "{}", error(&other));

@@ -4,6 +4,7 @@ mod codec;
 mod files;
 mod model;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,6 +12,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use mambo_audio::level::read_levelled;
+use mambo_data::shard::Shard;
 use mambo_data::{Manifest, Split};
 use mambo_eval::frechet::Draws;
 use mambo_eval::{MusicnnJudge, Report};
@@ -23,7 +25,7 @@ const SHORTEST_SECONDS: f64 = 3.1;
 /// `mambo eval`.
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "Examples:\n  mambo eval codec models/tiny/codec --corpus corpus --floor configs/codec-tiny.toml --html codec.html\n  mambo eval model models/tiny --corpus corpus --shards shards --html model.html\n  mambo eval files generated/ reference/ --json\n\nFréchet distances and divergences are over musicnn: Mambo's own proxies, not published metrics."
+    after_help = "Examples:\n  mambo eval codec models/tiny/codec --corpus corpus --floor configs/codec.toml --html codec.html\n  mambo eval model models/tiny --corpus corpus --shards shards --html model.html\n  mambo eval files generated/ reference/ --json\n\nFréchet distances and divergences are over musicnn: Mambo's own proxies, not published metrics."
 )]
 pub enum EvalCommand {
     /// A codec on the test split, for 1, 2, 4 and 8 levels, beside the k-means codec.
@@ -128,6 +130,19 @@ fn places(manifest: &Manifest, split: Split, tiers: &[String], length: f64, most
     }
     let count = all.len().min(most);
     (0..count).map(|n| all[n * all.len() / count]).collect()
+}
+
+/// First caption of every unaltered segment, by track id and segment: its shard, and its index there.
+fn captions(shards: &[Shard], split: Split) -> BTreeMap<(String, usize), (&Shard, usize)> {
+    let mut found = BTreeMap::new();
+    for shard in shards {
+        for item in (0..shard.len()).map(|index| shard.item(index)) {
+            if item.track.split == split && item.version == 0 {
+                found.insert((item.track.id.clone(), item.segment as usize), (shard, item.captions[0] as usize));
+            }
+        }
+    }
+    found
 }
 
 /// Sound at the given places, at corpus loudness; every file is read once.

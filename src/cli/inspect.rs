@@ -13,10 +13,11 @@ use mambo_model::codec::{Codec, HouseCodec, TokenFile};
 use mambo_model::diffusion::{REFINER_FOLDER, RefinerConfig};
 use mambo_model::generate::{CONFIG_FILE, LmFile};
 use mambo_model::musicgen::MusicGen;
-use mambo_model::parameters::{Parameters, Role};
+use mambo_model::parameters::{Initialiser, Parameters, Role};
 use mambo_model::published::model_type;
 use mambo_model::text::{T5, TextEncoder};
 use mambo_model::weights::Weights;
+use mambo_train::codec::CodecExperiment;
 use mambo_train::config::LmExperiment;
 use mambo_train::diffusion::DiffusionExperiment;
 use mambo_train::run::read_toml;
@@ -127,8 +128,7 @@ fn describe(path: &Path, codec_folder: Option<&Path>) -> Result<Value> {
     let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
     match extension.as_deref() {
         Some("jsonl") => manifest(path),
-        Some("toml") if is_second_stage(path) => second_stage_experiment(path, codec_folder),
-        Some("toml") => experiment(path),
+        Some("toml") => experiment(path, codec_folder),
         Some("safetensors") => {
             if let Ok(shard) = Shard::open(path) {
                 return Ok(shard_facts(&shard));
@@ -173,9 +173,25 @@ fn refiner(path: &Path) -> Result<Value> {
     }))
 }
 
-/// Whether a file is an experiment of the second stage: the only kind with a network in its model.
-fn is_second_stage(path: &Path) -> bool {
-    read_toml::<Value>(path).is_ok_and(|file| file["model"].get("network").is_some())
+/// Codecs have no model in their experiments, and only second stages a network in it.
+fn experiment(path: &Path, codec: Option<&Path>) -> Result<Value> {
+    let file: Value = read_toml(path)?;
+    if file.get("manifest").is_some() {
+        codec_experiment(path)
+    } else if file["model"].get("network").is_some() {
+        second_stage_experiment(path, codec)
+    } else {
+        language_model_experiment(path)
+    }
+}
+
+fn codec_experiment(path: &Path) -> Result<Value> {
+    let experiment: CodecExperiment = read_toml(path)?;
+    Ok(json!({
+        "kind": "codec experiment",
+        "shape": serde_json::to_value(&experiment.codec)?,
+        "parameters": count(&experiment.codec.parameters(&mut Initialiser::blank())),
+    }))
 }
 
 fn second_stage_experiment(path: &Path, codec: Option<&Path>) -> Result<Value> {
@@ -196,7 +212,7 @@ fn second_stage_experiment(path: &Path, codec: Option<&Path>) -> Result<Value> {
     }))
 }
 
-fn experiment(path: &Path) -> Result<Value> {
+fn language_model_experiment(path: &Path) -> Result<Value> {
     let experiment = LmExperiment::read(path)?;
     Ok(json!({
         "kind": "language model experiment",
@@ -210,7 +226,7 @@ fn experiment(path: &Path) -> Result<Value> {
 fn compared(path: &Path, other: &Path) -> Result<Value> {
     let (ours, theirs) = (LmExperiment::read(path)?.budget()?, LmExperiment::read(other)?.budget()?);
     let share = |ours: f64, theirs: f64| ours / theirs;
-    let mut facts = experiment(path)?;
+    let mut facts = language_model_experiment(path)?;
     facts["share of the other"] = json!({
         "other": other.display().to_string(),
         "parameters": share(ours.parameters.total as f64, theirs.parameters.total as f64),

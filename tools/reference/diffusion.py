@@ -2,9 +2,9 @@
 
     python diffusion.py --golden ../../crates/model/tests/golden
 
-writes refiner_flow/ (rectified flow, the text as its mean) and refiner_v/ (v-prediction, attention to the text, a style, Mamba-2
-layers), each with refiner.toml and refiner.safetensors, and refiner_flow.safetensors and refiner_v.safetensors: inputs, answers, and details by
-solver. Layers are torch.nn's; samplers are written in the terms of their papers: rectified flow in the coordinates
+writes refiner_flow/ (rectified flow, the text as its mean) and refiner_v/ (v-prediction, attention to the text, Mamba-2
+layers), each with refiner.toml and refiner.safetensors, and refiner_flow.safetensors and refiner_v.safetensors: inputs, answers,
+and details by solver. Layers are torch.nn's; samplers are written in the terms of their papers: rectified flow in the coordinates
 (1 - t) data + t noise, ancestral sampling by its betas, DPM-Solver++ by half the log of signal over noise.
 """
 
@@ -27,7 +27,6 @@ outline_width = {outline}
 detail_width = {detail}
 text_width = {text}
 text_heads = {heads}
-style = {style}
 objective = "{objective}"
 
 [codec]
@@ -58,10 +57,9 @@ halo = 4
 class Network:
     """The denoiser and its conditions."""
 
-    def __init__(self, heads, style, state, seed):
+    def __init__(self, heads, state, seed):
         draw = np.random.default_rng(seed)
         self.heads, self.state = heads, state
-        self.style = None
         self.weights = {}
 
         def add(name, *shape, scale=1.0, shift=0.0):
@@ -74,7 +72,7 @@ class Network:
 
         linear("input", DETAIL, WIDTH)
         linear("latent", OUTLINE, WIDTH)
-        linear("steer.0", 2 * PAIRS + TEXT + (DETAIL if style else 0), STEER)
+        linear("steer.0", 2 * PAIRS + TEXT, STEER)
         linear("steer.1", STEER, 2 * WIDTH * (BLOCKS + 1))
         linear("output", WIDTH, DETAIL)
         for block in range(BLOCKS):
@@ -105,11 +103,6 @@ class Network:
         for name, width in (("detail.deviation", DETAIL), ("outline.deviation", OUTLINE)):
             self.weights[name] = torch.from_numpy((0.5 + draw.random(width)).astype(np.float32)).double()
         self.weights["text.deviation"] = torch.tensor([1.7], dtype=torch.float32).double()
-        if style:
-            add("style.mean", DETAIL, scale=0.2)
-            add("style.factor", DETAIL, DETAIL, scale=0.3)
-            add("style", DETAIL)
-            self.style = self.weights.pop("style")
 
     def linear(self, name, x):
         return x @ self.weights[f"refiner.{name}.weight"] + self.weights[f"refiner.{name}.bias"]
@@ -140,8 +133,7 @@ class Network:
         states = weights["refiner.null_text"][None] if text is None else text / weights["text.deviation"]
         phases = time * 1000.0 ** (torch.arange(PAIRS, dtype=torch.float64) / (PAIRS - 1))
         clock = torch.stack([phases.cos(), phases.sin()], 1).flatten()
-        style = [] if self.style is None else [self.style]
-        steer = self.linear("steer.1", F.silu(self.linear("steer.0", torch.cat([clock, states.mean(0), *style]))))
+        steer = self.linear("steer.1", F.silu(self.linear("steer.0", torch.cat([clock, states.mean(0)]))))
         parts = steer.reshape(-1, WIDTH)
 
         def norm(hidden, place):
@@ -257,12 +249,12 @@ def variance_preserving(v, noise, steps, solver, draws):
     return x
 
 
-def write(golden, name, objective, heads, style, state, solvers, seed):
-    network = Network(heads, style, state, seed)
+def write(golden, name, objective, heads, state, solvers, seed):
+    network = Network(heads, state, seed)
     folder = golden / name
     folder.mkdir(exist_ok=True)
     (folder / "refiner.toml").write_text(CONFIG.format(
-        outline=OUTLINE, detail=DETAIL, text=TEXT, heads=heads, style=str(style).lower(), objective=objective, width=WIDTH, blocks=BLOCKS,
+        outline=OUTLINE, detail=DETAIL, text=TEXT, heads=heads, objective=objective, width=WIDTH, blocks=BLOCKS,
         kernel=KERNEL, expansion=EXPANSION, state=state, solver=next(iter(solvers))))
     note = {"made by": "tools/reference/diffusion.py", "torch": torch.__version__}
     stored = {part: value.numpy().astype(np.float32) for part, value in network.weights.items()}
@@ -271,8 +263,6 @@ def write(golden, name, objective, heads, style, state, solvers, seed):
     single = lambda *shape: draw.standard_normal(shape).astype(np.float32)
     outline, text, noise = single(FRAMES, OUTLINE), single(5, TEXT), single(STEPS + 1, FRAMES, DETAIL)
     results = {"outline": outline, "text": text, "noise": noise}
-    if style:
-        results["style"] = network.style.numpy().astype(np.float32)
     outline, text, noise = (torch.from_numpy(values).double() for values in (outline, text, noise))
     for place, (heard_outline, heard_text) in enumerate([(outline, text), (outline, None), (None, text), (None, None)]):
         results[f"answer_{place}"] = network(noise[place], heard_outline, 0.37, heard_text).numpy()
@@ -293,8 +283,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=pathlib.Path, required=True)
     golden = parser.parse_args().golden
-    write(golden, "refiner_flow", "flow", 0, False, 0, {"euler": 4, "ddim": 7, "heun": 5, "dpm-solver": 6, "ancestral": 9}, 1)
-    write(golden, "refiner_v", "v-prediction", 2, True, STATE, {"ancestral": 100, "ddim": 10, "dpm-solver": 8}, 2)
+    write(golden, "refiner_flow", "flow", 0, 0, {"euler": 4, "ddim": 7, "heun": 5, "dpm-solver": 6, "ancestral": 9}, 1)
+    write(golden, "refiner_v", "v-prediction", 2, STATE, {"ancestral": 100, "ddim": 10, "dpm-solver": 8}, 2)
 
 
 if __name__ == "__main__":

@@ -38,10 +38,20 @@ pub struct TestClip {
 pub struct NamedCodec<'a> {
     /// Name.
     pub name: String,
-    /// The codec.
-    pub codec: &'a dyn Codec,
+    /// The codec: one for all clips, or one a clip if it has been told something of each.
+    pub codecs: Vec<&'a dyn Codec>,
     /// Whether the first codec has to beat it.
     pub floor: bool,
+}
+
+impl NamedCodec<'_> {
+    /// The codec of a clip.
+    ///
+    /// # Panics
+    /// If there is none.
+    fn of(&self, clip: usize) -> &dyn Codec {
+        self.codecs[clip % self.codecs.len()]
+    }
 }
 
 /// What to do.
@@ -148,13 +158,13 @@ pub fn codec_report(
     settings: &CodecSettings,
     progress: &mut dyn FnMut(&str),
 ) -> Result<(CodecResult, Report), EvalError> {
-    let Some(first) = codecs.first() else {
+    let Some(first) = codecs.iter().flat_map(|named| &named.codecs).next() else {
         return Err(EvalError::NoClips { what: "no codec was given".into() });
     };
     if clips.is_empty() || judges.is_empty() {
         return Err(EvalError::NoClips { what: "the test split is empty, or there is no judge".into() });
     }
-    let rate = first.codec.spec().sample_rate;
+    let rate = first.spec().sample_rate;
     let originals = Originals::new(clips, judges, rate, progress);
     let mut players = Vec::new();
     for clip in clips.iter().take(settings.examples) {
@@ -262,13 +272,13 @@ fn judge_codec(
     players: &mut Vec<Player>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<CodecFigures, EvalError> {
-    let spec = named.codec.spec();
+    let spec = named.of(0).spec();
     let mut encode = Speed::default();
     let mut tokens = Vec::with_capacity(clips.len());
     for (n, clip) in clips.iter().enumerate() {
         progress(&format!("{}: encoding clip {} of {}", named.name, n + 1, clips.len()));
         let seconds = clip.samples.len() as f64 / f64::from(spec.sample_rate);
-        tokens.push(encode.time(|| named.codec.encode(&clip.samples), |_| seconds));
+        tokens.push(encode.time(|| named.of(n).encode(&clip.samples), |_| seconds));
     }
     let mut counts = settings.levels.clone();
     counts.retain(|count| (1..=spec.levels).contains(count));
@@ -301,7 +311,8 @@ fn judge_level(
     players: &mut Vec<Player>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<LevelFigures, EvalError> {
-    let rate = named.codec.spec().sample_rate;
+    let spec = named.of(0).spec();
+    let rate = spec.sample_rate;
     let mut heard: Vec<Vec<Listening>> = judges.iter().map(|_| Vec::new()).collect();
     let mut octaves = Vec::with_capacity(clips.len());
     let (mut mel_distance, mut chroma_correlation) = (0.0, 0.0);
@@ -309,7 +320,7 @@ fn judge_level(
     for (n, (clip, tokens)) in clips.iter().zip(tokens).enumerate() {
         progress(&format!("{}: {levels} levels, clip {} of {}", named.name, n + 1, clips.len()));
         let start = Instant::now();
-        let mut copy = named.codec.decode(tokens, levels, settings.seed.wrapping_add(n as u64));
+        let mut copy = named.of(n).decode(tokens, levels, settings.seed.wrapping_add(n as u64));
         decode.add(start.elapsed(), copy.len() as f64 / f64::from(rate));
         if !copy.iter().all(|sample| sample.is_finite()) {
             return Err(EvalError::NotFinite { what: format!("{}, {levels} levels, clip {}", named.name, clip.id) });
@@ -324,7 +335,7 @@ fn judge_level(
             heard.push(judge.listen(&copy, rate));
         }
         if n < settings.examples {
-            let title = format!("{}, {levels} of {} levels", named.name, named.codec.spec().levels);
+            let title = format!("{}, {levels} of {} levels", named.name, spec.levels);
             players.push(player(settings, clip, &title, &copy, rate));
         }
     }

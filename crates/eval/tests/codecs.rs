@@ -62,8 +62,8 @@ fn clips(count: u64) -> Vec<TestClip> {
 fn more_levels_are_better_and_floors_stand_beside() {
     let (codec, deaf) = (BitCodec::new(false), BitCodec::new(true));
     let codecs = [
-        NamedCodec { name: "bits".into(), codec: &codec, floor: false },
-        NamedCodec { name: "hum".into(), codec: &deaf, floor: true },
+        NamedCodec { name: "bits".into(), codecs: vec![&codec], floor: false },
+        NamedCodec { name: "hum".into(), codecs: vec![&deaf], floor: true },
     ];
     let settings = CodecSettings { draws: Draws { patches: Some(20), ..Draws::default() }, ..CodecSettings::default() };
     let judges: [&dyn Judge; 2] = [&OctaveJudge, &OctaveJudge];
@@ -102,9 +102,29 @@ fn more_levels_are_better_and_floors_stand_beside() {
 }
 
 #[test]
+fn each_clip_may_have_a_codec_of_its_own() {
+    let (codec, deaf) = (BitCodec::new(false), BitCodec::new(true));
+    // Five clips are heard, the last is hummed.
+    let each: Vec<&dyn Codec> = (0..6).map(|clip| if clip < 5 { &codec as &dyn Codec } else { &deaf }).collect();
+    let codecs = [
+        NamedCodec { name: "bits".into(), codecs: vec![&codec], floor: false },
+        NamedCodec { name: "mixed".into(), codecs: each, floor: false },
+        NamedCodec { name: "hum".into(), codecs: vec![&deaf], floor: true },
+    ];
+    let settings = CodecSettings {
+        levels: vec![4],
+        draws: Draws { patches: Some(20), ..Draws::default() },
+        ..CodecSettings::default()
+    };
+    let (result, _) = codec_report(&codecs, &clips(6), &[&OctaveJudge], &settings, &mut |_| {}).expect("judges");
+    let [bits, mixed, hum] = [0, 1, 2].map(|index: usize| result.codecs[index].levels[0].mel_distance);
+    assert!((mixed - bits) > 0.0 && (mixed - bits) < 0.3 * (hum - bits), "{bits} {mixed} {hum}");
+}
+
+#[test]
 fn a_codec_with_fewer_levels_than_asked_for_is_judged_with_all_it_has() {
     let codec = BitCodec::new(false);
-    let codecs = [NamedCodec { name: "bits".into(), codec: &codec, floor: false }];
+    let codecs = [NamedCodec { name: "bits".into(), codecs: vec![&codec], floor: false }];
     let settings = CodecSettings {
         levels: vec![9],
         draws: Draws { patches: Some(20), ..Draws::default() },
@@ -121,7 +141,7 @@ fn a_codec_with_fewer_levels_than_asked_for_is_judged_with_all_it_has() {
 #[test]
 fn nothing_to_judge_is_an_error() {
     let codec = BitCodec::new(false);
-    let codecs = [NamedCodec { name: "bits".into(), codec: &codec, floor: false }];
+    let codecs = [NamedCodec { name: "bits".into(), codecs: vec![&codec], floor: false }];
     let settings = CodecSettings::default();
     let empty = codec_report(&codecs, &[], &[&OctaveJudge], &settings, &mut |_| {});
     assert!(matches!(empty, Err(EvalError::NoClips { .. })));

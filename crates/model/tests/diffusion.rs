@@ -24,10 +24,9 @@ fn check(name: &str, solvers: &[(Solver, usize)]) {
     let [outline, text, noise] = ["outline", "text", "noise"].map(|part| file.narrow(part));
     let set = |index: usize| noise[index * FRAMES * DETAIL..][..FRAMES * DETAIL].to_vec();
     let refiner = Refiner::open(&folder).unwrap();
-    let style = if refiner.config().style { file.narrow("style") } else { Vec::new() };
     // All four at once: texts of different lengths in one batch.
     let told = [(true, true), (true, false), (false, true), (false, false)];
-    let heard = told.map(|(outline, heard)| Heard { outline, text: heard.then_some(text.as_slice()), style: &style });
+    let heard = told.map(|(outline, heard)| Heard { outline, text: heard.then_some(text.as_slice()) });
     let noisy: Vec<f32> = (0..4).flat_map(set).collect();
     let answers: Vec<f32> =
         refiner.answer(noisy, outline.repeat(4), &[0.37; 4], &heard).into_data().try_into_vec().unwrap();
@@ -39,7 +38,7 @@ fn check(name: &str, solvers: &[(Solver, usize)]) {
         let sampling = RefinerSampling { solver, steps, ..Refiner::open(&folder).unwrap().config().sampling.clone() };
         let refiner = Refiner::open(&folder).unwrap().with_sampling(sampling).unwrap();
         for (end, text) in [("", Some(text.as_slice())), ("_untold", None)] {
-            let painted = refiner.paint(&outline, text, &style, set);
+            let painted = refiner.paint(&outline, text, set);
             let off = distance(&painted, &file.wide(&format!("{}{end}", solver.name())));
             assert!(off < LIMIT, "{name}, {solver:?}{end}: {off:.1e}");
         }
@@ -61,13 +60,13 @@ fn v_prediction_and_its_samplers_are_the_references() {
 #[test]
 fn guidance_of_0_is_the_model_without_the_condition() {
     let file = Golden::read("refiner_v");
-    let [outline, text, noise, style] = ["outline", "text", "noise", "style"].map(|part| file.narrow(part));
+    let [outline, text, noise] = ["outline", "text", "noise"].map(|part| file.narrow(part));
     let set = |index: usize| noise[index * FRAMES * DETAIL..][..FRAMES * DETAIL].to_vec();
     let paint = |guidance: f32, outline_guidance: f32, outline: &[f32], text: Option<&[f32]>| {
         let refiner = Refiner::open(&golden("refiner_v")).unwrap();
         let sampling = refiner.config().sampling.clone();
         let sampling = RefinerSampling { guidance, outline_guidance, ..sampling };
-        refiner.with_sampling(sampling).unwrap().paint(outline, text, &style, set)
+        refiner.with_sampling(sampling).unwrap().paint(outline, text, set)
     };
     let text = Some(text.as_slice());
     assert_eq!(paint(0.0, 1.0, &outline, text), paint(1.0, 1.0, &outline, None));
@@ -80,29 +79,27 @@ fn guidance_of_0_is_the_model_without_the_condition() {
 }
 
 #[test]
-fn styles_are_spread_like_the_clips() {
+fn what_is_measured_goes_with_the_weights() {
     let mut draw = Initialiser::seeded(9);
     let (config, mut parameters) = RefinerConfig::load(&golden("refiner_v")).unwrap();
-    // Clips whose second value follows the first, and whose third never changes.
-    let clips: Vec<Vec<f32>> = (0..400)
-        .map(|_| {
-            let mut clip = draw.normal(DETAIL, 1.0);
-            clip[1] = 2.0 * clip[0] + 0.1 * clip[1];
-            clip[2] = 5.0;
-            clip
-        })
-        .collect();
+    // The second value lies elsewhere and is wider, the third never changes.
+    let mut rows: Vec<f32> = draw.normal(400 * DETAIL, 1.0);
+    for row in rows.chunks_exact_mut(DETAIL) {
+        row[1] = 10.0 * row[1] - 4.0;
+        row[2] = 5.0;
+    }
     let (mut detail, mut outline) = (Moments::new(DETAIL), Moments::new(config.outline_width));
-    clips.iter().for_each(|clip| detail.add(clip));
+    rows.chunks_exact(DETAIL).for_each(|row| detail.add(row));
     outline.add(&vec![1.0; config.outline_width]);
-    Statistics { detail, outline, text_deviation: 1.0, clips }.store(&config, &mut parameters);
-    let refiner = Refiner::new(config, &parameters, &Device::flex());
-    let drawn: Vec<Vec<f32>> = (0..2000).map(|seed| refiner.style(seed)).collect();
-    assert_eq!(drawn[5], refiner.style(5));
-    let mean = |value: &dyn Fn(&[f32]) -> f32| drawn.iter().map(|style| value(style)).sum::<f32>() / 2000.0;
-    let (own, cross) = (mean(&|style| style[0] * style[0]), mean(&|style| style[0] * style[1]));
-    assert!((own - 1.0).abs() < 0.1 && (cross - 1.0).abs() < 0.1, "normalised, and alike: {own} {cross}");
-    assert!(mean(&|style| style[0] * style[3]).abs() < 0.1 && mean(&|style| style[2].abs()) < 0.01);
+    Statistics { detail, outline, text_deviation: 1.0 }.store(&mut parameters);
+    Refiner::new(config, &parameters, &Device::flex()).normalise_detail(&mut rows);
+    let mean = |column: usize, power: i32| {
+        rows.chunks_exact(DETAIL).map(|row| f64::from(row[column].powi(power))).sum::<f64>() / 400.0
+    };
+    for column in [0, 1] {
+        assert!(mean(column, 1).abs() < 1e-5 && (mean(column, 2) - 1.0).abs() < 1e-5, "{column}");
+    }
+    assert!(mean(2, 2) < 1e-9);
 }
 
 /// A second stage for the small DAC, with drawn weights whose answers are not all zero.
@@ -114,7 +111,6 @@ fn for_dac(dac: &Dac, objective: Objective, solver: Solver) -> Refiner {
         detail_width: known.detail_width(),
         text_width: 10,
         text_heads: 0,
-        style: true,
         objective,
         network: DenoiserConfig { width: 16, blocks: 2, kernel: 3, expansion: 2, state: 0 },
         sampling: RefinerSampling { solver, steps: 4, window: 32, halo: 8, ..RefinerSampling::default() },
@@ -144,9 +140,11 @@ fn pushes_change_nothing_and_the_seed_everything() {
         assert_ne!(all, decode(150, 2));
         // What lies beyond the look-ahead has no say.
         assert_eq!(all[..64 * 8 - 200], decode(120, 1)[..64 * 8 - 200]);
-        let codec = RefinedCodec::new(known, &refiner);
+        let codec = RefinedCodec::new(known, &refiner, None);
         let tokens = codec.encode(&vec![0.1; 150 * 8]);
-        assert_eq!((tokens.spec.levels, codec.decode(&tokens, 1, 1).len()), (1, 150 * 8));
+        let untold = codec.decode(&tokens, 1, 1);
+        assert_eq!((tokens.spec.levels, untold.len()), (1, 150 * 8));
+        assert_ne!(RefinedCodec::new(known, &refiner, Some(vec![0.5; 30])).decode(&tokens, 1, 1), untold);
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use mambo_data::batch::{Batch, BatchSource};
-use mambo_data::shard::{Item, Shard};
+use mambo_data::shard::Shard;
 use mambo_data::{Progress, Report, Split};
 use mambo_kernels::memory::keep_freed_memory;
 use mambo_model::codec::Refinable;
@@ -60,9 +60,6 @@ pub struct ModelConfig {
     /// Heads of the attention to the text; 0: the mean of its states alone.
     #[serde(default)]
     pub text_heads: usize,
-    /// Whether it hears a style: what stays the same in a clip is then drawn once for all windows.
-    #[serde(default)]
-    pub style: bool,
     /// The network.
     pub network: DenoiserConfig,
 }
@@ -181,7 +178,6 @@ impl DiffusionExperiment {
             detail_width: codec.detail_width(),
             text_width,
             text_heads: self.model.text_heads,
-            style: self.model.style,
             objective: self.model.objective,
             network: self.model.network.clone(),
             sampling: self.sampling.clone(),
@@ -255,7 +251,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
     let (mut step, mut score) = match resumed {
         Some(at) => (at.step, at.state),
         None => {
-            measure(&source, codec, &config).store(&config, &mut parameters);
+            measure(&source, codec, text_width).store(&mut parameters);
             (0, None)
         }
     };
@@ -276,7 +272,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
     while step < train.steps && !stop.load(Ordering::Relaxed) {
         // One optimiser step.
         let batch = source.batch_at_step(step);
-        let clips = Clips::new(&batch, source.shards(), codec, &config);
+        let clips = Clips::new(&batch, codec, text_width);
         let refiner = Refiner::new(config.clone(), &parameters, &device);
         let lesson = Lesson::draw(&refiner, &schedule, &clips, train, random::stream(seed, "lesson", step));
         let loss = with_precision(precision, || lesson.loss(&refiner, &clips));
@@ -317,7 +313,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
             let averaged = Refiner::new(config.clone(), &optimizer.averaged(&parameters), &Device::flex());
             let source = validation.as_ref().unwrap_or(&source);
             let batch = source.in_order(0);
-            let clips = Clips::new(&batch, source.shards(), codec, &config);
+            let clips = Clips::new(&batch, codec, text_width);
             let codes = &batch.codes_bkt[..batch.lengths_b[0]];
             sample(&averaged, codes, &clips.texts[0], step).map_err(|reason| TrainError::Sample { step, reason })?;
         }
@@ -356,8 +352,6 @@ struct Clips {
     outlines: Vec<f32>,
     /// `[b, t, detail]` as the codec has it.
     details: Vec<f32>,
-    /// Mean detail of the whole item of each clip; empty if the network hears no style.
-    means: Vec<Vec<f32>>,
     lengths: Vec<usize>,
     /// States of each clip's text, `[tokens, text_width]`.
     texts: Vec<Vec<f32>>,
@@ -365,8 +359,7 @@ struct Clips {
 
 impl Clips {
     /// Frames beyond a clip's length are those of code 0 and count for nothing.
-    fn new(batch: &Batch, shards: &[Shard], codec: &dyn Refinable, config: &RefinerConfig) -> Self {
-        let text_width = config.text_width;
+    fn new(batch: &Batch, codec: &dyn Refinable, text_width: usize) -> Self {
         let (levels, frames) = (codec.spec().levels, batch.clock_bt.len() / batch.lengths_b.len());
         let (mut outlines, mut details) = (Vec::new(), Vec::new());
         for codes in batch.codes_bkt.chunks_exact(levels * frames) {
@@ -376,9 +369,6 @@ impl Clips {
                 details.extend(codec.detail(&codes));
             }
         }
-        let means = batch.places_b.iter().map(|(shard, index, _)| {
-            if config.style { mean_detail(&shards[*shard].item(*index), codec) } else { Vec::new() }
-        });
         let row = batch.text_length;
         let texts = (0..batch.lengths_b.len())
             .map(|clip| {
@@ -386,7 +376,7 @@ impl Clips {
                 batch.text_bld[clip * row * text_width..][..heard as usize * text_width].to_vec()
             })
             .collect();
-        Self { outlines, details, means: means.collect(), lengths: batch.lengths_b.clone(), texts }
+        Self { outlines, details, lengths: batch.lengths_b.clone(), texts }
     }
 }
 
@@ -395,24 +385,13 @@ fn column(codes: &[u16], frame: usize, frames: usize) -> Vec<u16> {
     codes.iter().skip(frame).step_by(frames).copied().collect()
 }
 
-/// Mean detail of a whole item, of which a clip may be a part.
-fn mean_detail(item: &Item<'_>, codec: &dyn Refinable) -> Vec<f32> {
-    let frames = item.codes_kt.len() / codec.spec().levels;
-    let mut mean = vec![0.0; codec.detail_width()];
-    for frame in 0..item.length {
-        let detail = codec.detail(&column(item.codes_kt, frame, frames));
-        mean.iter_mut().zip(detail).for_each(|(sum, value)| *sum += value / item.length as f32);
-    }
-    mean
-}
-
 /// What there is to know of outlines, details and text states.
-fn measure(source: &BatchSource, codec: &dyn Refinable, config: &RefinerConfig) -> Statistics {
+fn measure(source: &BatchSource, codec: &dyn Refinable, text_width: usize) -> Statistics {
     let (outline_width, detail_width) = (codec.outline_width(), codec.detail_width());
     let (mut outline, mut detail) = (Moments::new(outline_width), Moments::new(detail_width));
-    let (mut square, mut values, mut means) = (0.0, 0.0, Vec::new());
+    let (mut square, mut values) = (0.0, 0.0);
     for step in 0..MEASURED.min(source.batches_per_epoch() as u64) {
-        let clips = Clips::new(&source.batch_at_step(step), source.shards(), codec, config);
+        let clips = Clips::new(&source.batch_at_step(step), codec, text_width);
         let frames = clips.outlines.len() / outline_width / clips.lengths.len();
         for (clip, length) in clips.lengths.iter().enumerate() {
             let rows = clip * frames..clip * frames + length;
@@ -425,16 +404,13 @@ fn measure(source: &BatchSource, codec: &dyn Refinable, config: &RefinerConfig) 
             square += text.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
             values += text.len() as f64;
         }
-        means.extend(clips.means);
     }
     let text_deviation = (square / values.max(1.0)).sqrt().max(1e-6) as f32;
-    Statistics { detail, outline, text_deviation, clips: means }
+    Statistics { detail, outline, text_deviation }
 }
 
 /// A batch with noise in it, and what the network should say.
 struct Lesson {
-    /// Style of each clip.
-    styles: Vec<Vec<f32>>,
     noisy: Vec<f32>,
     target: Vec<f32>,
     times: Vec<f32>,
@@ -453,8 +429,6 @@ impl Lesson {
         let batch = clips.lengths.len();
         let mut details = clips.details.clone();
         refiner.normalise_detail(&mut details);
-        let mut styles = clips.means.clone();
-        styles.iter_mut().for_each(|style| refiner.normalise_detail(style));
         let (mut noisy, mut target) = (Vec::with_capacity(details.len()), Vec::with_capacity(details.len()));
         let mut times = Vec::with_capacity(batch);
         for (clip, detail) in details.chunks_exact(details.len() / batch).enumerate() {
@@ -472,7 +446,7 @@ impl Lesson {
         }
         let mut left_out = |share: f32| (0..batch).map(|_| random::uniform(&mut rng) < share).collect::<Vec<bool>>();
         let (without_text, without_outline) = (left_out(train.text_dropout), left_out(train.outline_dropout));
-        Self { styles, noisy, target, times, without_text, without_outline }
+        Self { noisy, target, times, without_text, without_outline }
     }
 
     /// Mean squared error over the frames that are there.
@@ -480,12 +454,10 @@ impl Lesson {
         let heard: Vec<Heard<'_>> = clips
             .texts
             .iter()
-            .zip(&self.styles)
             .zip(self.without_text.iter().zip(&self.without_outline))
-            .map(|((text, style), (no_text, no_outline))| Heard {
+            .map(|(text, (no_text, no_outline))| Heard {
                 text: (!no_text && !text.is_empty()).then_some(text.as_slice()),
                 outline: !no_outline,
-                style,
             })
             .collect();
         let said = refiner.answer(self.noisy.clone(), clips.outlines.clone(), &self.times, &heard);
@@ -508,16 +480,12 @@ fn validate(
     codec: &dyn Refinable,
     experiment: &DiffusionExperiment,
 ) -> f64 {
-    let everything = LoopConfig {
-        text_dropout: 0.0,
-        outline_dropout: 0.0,
-        times: Times::Uniform,
-        ..experiment.train.clone()
-    };
+    let everything =
+        LoopConfig { text_dropout: 0.0, outline_dropout: 0.0, times: Times::Uniform, ..experiment.train.clone() };
     let rounds = VALIDATED.min(source.batches_per_epoch() as u64);
     let losses = (0..rounds).map(|round| {
         let batch = source.in_order(round as usize * experiment.train.batch);
-        let clips = Clips::new(&batch, source.shards(), codec, refiner.config());
+        let clips = Clips::new(&batch, codec, refiner.config().text_width);
         let lesson =
             Lesson::draw(refiner, schedule, &clips, &everything, random::stream(experiment.seed, "validation", round));
         f64::from(lesson.loss(refiner, &clips).into_scalar::<f32>())

@@ -76,7 +76,6 @@ fn experiment(shards: PathBuf, objective: Objective, steps: u64) -> DiffusionExp
         },
         model: ModelConfig {
             objective,
-            style: true,
             text_heads: 2,
             network: DenoiserConfig { width: 32, blocks: 2, kernel: 3, expansion: 2, state: 4 },
         },
@@ -128,7 +127,7 @@ fn what_follows_from_the_outline_is_learned_and_painted() {
         let width = known.detail_width();
         let mut rng = random::stream(1, "noise", 0);
         let noise: Vec<f32> = (0..60 * width).map(|_| random::normal(&mut rng)).collect();
-        let painted = refiner.paint(&outline, None, &refiner.style(1), |_| noise.clone());
+        let painted = refiner.paint(&outline, None, |_| noise.clone());
         let right = codes.iter().zip(painted.chunks_exact(width)).filter(|(code, detail)| {
             let mut projections = known.outline(**code);
             projections.extend_from_slice(detail);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
+use mambo_data::shard::Shard;
 use mambo_data::{Manifest, Split};
 use mambo_eval::codec_report::{CodecSettings, NamedCodec, TestClip, codec_report, write_spectrograms};
 use mambo_eval::{Judge, MusicnnJudge};
@@ -15,7 +16,7 @@ use mambo_train::run::read_toml;
 
 use super::super::sampling::RefinerArguments;
 use super::super::{resolve, split, tier};
-use super::{Common, clip_name, cut, places, seconds, spinner, step};
+use super::{Common, captions, clip_name, cut, places, seconds, spinner, step};
 
 /// Flags of `mambo eval codec`.
 #[derive(Debug, Args)]
@@ -31,6 +32,9 @@ pub struct CodecArguments {
     /// Second-stage folder: the first level alone, with its detail painted, is judged too.
     #[arg(long, value_name = "DIR")]
     refiner: Option<PathBuf>,
+    /// Prepared shards, one or more folders: the second stage hears the captions that the clips have there; else it hears no text.
+    #[arg(long, value_delimiter = ',', value_name = "DIR", requires = "refiner")]
+    shards: Vec<PathBuf>,
     /// Numbers of levels to decode, e.g. 1,8; by default 1, 2, 4 and so on, and all.
     #[arg(long, value_delimiter = ',', value_name = "LEVELS", value_parser = clap::value_parser!(u16).range(1..=64))]
     levels: Vec<u16>,
@@ -100,9 +104,10 @@ impl CodecArguments {
             }
             None => None,
         };
-        let mut codecs = vec![NamedCodec { name: codec.spec().name.clone(), codec: codec.as_ref(), floor: false }];
+        let mut codecs =
+            vec![NamedCodec { name: codec.spec().name.clone(), codecs: vec![codec.as_ref()], floor: false }];
         if let Some(floor) = &floor {
-            codecs.push(NamedCodec { name: floor.spec().name.clone(), codec: floor, floor: true });
+            codecs.push(NamedCodec { name: floor.spec().name.clone(), codecs: vec![floor], floor: true });
         }
         let refiner = match &self.refiner {
             Some(folder) => {
@@ -118,12 +123,17 @@ impl CodecArguments {
             }
             None => None,
         };
-        let refined = refiner.as_ref().map(|(codec, refiner)| RefinedCodec::new(*codec, refiner));
-        codecs.extend(refined.as_ref().map(|codec| NamedCodec {
-            name: codec.spec().name.clone(),
-            codec,
-            floor: false,
-        }));
+        let refined: Vec<RefinedCodec<'_>> = match &refiner {
+            Some((codec, refiner)) => {
+                let texts = self.texts(&manifest, &places, refiner.config().text_width)?;
+                texts.into_iter().map(|text| RefinedCodec::new(*codec, refiner, text)).collect()
+            }
+            None => Vec::new(),
+        };
+        if let Some(first) = refined.first() {
+            let each = refined.iter().map(|codec| codec as &dyn Codec).collect();
+            codecs.push(NamedCodec { name: first.spec().name.clone(), codecs: each, floor: false });
+        }
         let mut judges: Vec<&dyn Judge> = vec![&judge];
         judges.extend(second.as_ref().map(|judge| judge as &dyn Judge));
         let mut levels: Vec<usize> = self.levels.iter().copied().map(usize::from).collect();
@@ -145,5 +155,29 @@ impl CodecArguments {
             std::fs::write(path, &plot.svg).with_context(|| path.display().to_string())?;
         }
         self.common.deliver(&report)
+    }
+
+    /// States of the caption of each clip, `[tokens, width]`; none without shards.
+    fn texts(&self, manifest: &Manifest, places: &[(usize, usize)], width: usize) -> Result<Vec<Option<Vec<f32>>>> {
+        if self.shards.is_empty() {
+            return Ok(vec![None; places.len()]);
+        }
+        let shards = Shard::open_folders(&self.shards)?;
+        let captions = captions(&shards, self.split);
+        places
+            .iter()
+            .map(|(track, segment)| {
+                let found = captions.get(&(manifest.tracks[*track].id.clone(), *segment));
+                let (shard, caption) = found.with_context(|| {
+                    let clip = clip_name(manifest, *track, *segment);
+                    format!("--shards: {clip} has no caption there; prepare this corpus, with --segment-seconds as --seconds here")
+                })?;
+                if shard.header().spec.text_width != width {
+                    let found = shard.header().spec.text_width;
+                    bail!("--shards: text states are {found} wide, the second stage hears states of width {width}");
+                }
+                Ok(Some(shard.text_states(*caption).iter().map(|state| state.to_f32()).collect()))
+            })
+            .collect()
     }
 }

@@ -1,6 +1,5 @@
 //! `mambo eval model`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -30,7 +29,7 @@ use serde_json::json;
 use super::super::generate::default_model;
 use super::super::sampling::{RefiningArguments, SamplingArguments};
 use super::super::{resolve, resolve_some, tier};
-use super::{Common, clip_name, cut, places, seconds, spinner, step};
+use super::{Common, captions, clip_name, cut, places, seconds, spinner, step};
 
 /// Most that the model's level-1 perplexity may be of the bigram's.
 const SEEN_ARTIST_RATIO: f64 = 0.8;
@@ -102,20 +101,6 @@ pub struct ModelArguments {
 fn split(name: &str) -> Result<Split, String> {
     let known = [Split::Test, Split::Valid, Split::SeenArtist];
     known.into_iter().find(|split| split.name() == name).ok_or_else(|| "expected test, valid or seen-artist".into())
-}
-
-/// First caption of every unaltered segment, by track id and segment.
-fn captions(shards: &[Shard], split: Split) -> BTreeMap<(String, usize), String> {
-    let mut found = BTreeMap::new();
-    for shard in shards {
-        for item in (0..shard.len()).map(|index| shard.item(index)) {
-            if item.track.split == split && item.version == 0 {
-                let text = shard.header().captions[item.captions[0] as usize].text.clone();
-                found.insert((item.track.id.clone(), item.segment as usize), text);
-            }
-        }
-    }
-    found
 }
 
 /// First-codebook tokens of the training split, an item each.
@@ -291,11 +276,14 @@ impl ModelArguments {
         let count = places.len().min(self.clips);
         let places: Vec<(usize, usize)> = (0..count).map(|n| places[n * places.len() / count]).collect();
         let sounds = cut(&manifest, &places, self.segment_seconds, codec.spec().sample_rate, bar)?;
-        let clip = |((track, segment), samples): (&(usize, usize), Vec<f32>)| RealClip {
-            id: clip_name(&manifest, *track, *segment),
-            caption: captions[&(manifest.tracks[*track].id.clone(), *segment)].clone(),
-            level_one: codec.encode(&samples).row(0).to_vec(),
-            samples,
+        let clip = |((track, segment), samples): (&(usize, usize), Vec<f32>)| {
+            let (shard, caption) = captions[&(manifest.tracks[*track].id.clone(), *segment)];
+            RealClip {
+                id: clip_name(&manifest, *track, *segment),
+                caption: shard.header().captions[caption].text.clone(),
+                level_one: codec.encode(&samples).row(0).to_vec(),
+                samples,
+            }
         };
         Ok(places.iter().zip(sounds).map(clip).collect())
     }

@@ -2,18 +2,15 @@
 //! would have added, the detail, as noise that becomes it step by step. After the second stage of the papers, DiscoDiff.
 //!
 //! It hears the outline and the text. In training each is left out of some clips, so that guidance has a model without them to
-//! lead away from. It hears a style too, which is the mean of all detail of a clip: a network of a few seconds' reach cannot know
-//! what it painted a minute ago, so what stays the same in a clip is drawn first, once, and given to every window.
+//! lead away from.
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};
 
 use super::{Conditions, Denoiser, DenoiserConfig, Objective, Solver, sample};
 use crate::parameters::{Bound, Initialiser, Parameters, Precision, Role, WriteError, write_atomically};
-use crate::random;
 use crate::sampler::{Guidance, blend};
 use crate::tokens::CodecSpec;
 use crate::weights::WeightsError;
@@ -29,8 +26,6 @@ const NULL_TEXT: &str = "refiner.null_text";
 /// Measured from the data.
 const STATISTICS: [&str; 4] = ["detail.mean", "detail.deviation", "outline.mean", "outline.deviation"];
 const TEXT_DEVIATION: &str = "text.deviation";
-/// How styles are spread: their mean, and a factor F of their covariance F F^T.
-const STYLE: [&str; 2] = ["style.mean", "style.factor"];
 
 /// Shapes, and what they belong to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,9 +42,6 @@ pub struct RefinerConfig {
     /// Heads of the attention to the text; 0: it hears the mean of the text states alone.
     #[serde(default)]
     pub text_heads: usize,
-    /// Whether it hears a style.
-    #[serde(default)]
-    pub style: bool,
     /// What it was trained on.
     pub objective: Objective,
     /// The network.
@@ -170,16 +162,11 @@ impl RefinerConfig {
         broken.or_else(|| self.sampling.broken_rule(self.objective))
     }
 
-    /// Values of a style.
-    fn style_width(&self) -> usize {
-        if self.style { self.detail_width } else { 0 }
-    }
-
     fn conditions(&self) -> Conditions {
         Conditions {
             values: self.detail_width,
             known: self.outline_width,
-            steering: self.text_width + self.style_width(),
+            steering: self.text_width,
             attention: (self.text_heads > 0).then_some((self.text_width, self.text_heads)),
         }
     }
@@ -207,11 +194,6 @@ impl RefinerConfig {
         let mut one = draw.zeros(1);
         one.iter_mut().for_each(|value| *value = 1.0);
         all.push(TEXT_DEVIATION, &[1], Role::Buffer, one);
-        if self.style {
-            let width = self.style_width();
-            all.push(STYLE[0], &[width], Role::Buffer, draw.zeros(width));
-            all.push(STYLE[1], &[width, width], Role::Buffer, draw.zeros(width * width));
-        }
         all
     }
 
@@ -252,8 +234,6 @@ pub struct Heard<'a> {
     pub text: Option<&'a [f32]>,
     /// Whether it hears its outline, and not the null outline.
     pub outline: bool,
-    /// Its style, `[detail_width]`; empty if the network hears none.
-    pub style: &'a [f32],
 }
 
 /// A refiner with its weights on a device.
@@ -263,8 +243,6 @@ pub struct Refiner {
     /// Mean and deviation of a frame's detail and of its outline.
     statistics: [Vec<f32>; 4],
     text_deviation: f32,
-    /// Mean and factor of styles; empty without.
-    styles: [Vec<f32>; 2],
 }
 
 impl Refiner {
@@ -276,7 +254,6 @@ impl Refiner {
             network: Denoiser::new(NAME, &config.network, heads, parameters.bind(device)),
             statistics: STATISTICS.map(values),
             text_deviation: values(TEXT_DEVIATION)[0],
-            styles: if config.style { STYLE.map(values) } else { [Vec::new(), Vec::new()] },
             config,
         }
     }
@@ -317,16 +294,6 @@ impl Refiner {
         normalise(detail, &self.statistics[0], &self.statistics[1]);
     }
 
-    /// The style of a clip that is drawn with a seed; empty if the network hears none.
-    pub fn style(&self, seed: u64) -> Vec<f32> {
-        let [mean, factor] = &self.styles;
-        let mut rng = random::stream(seed, "style", 0);
-        let noise: Vec<f32> = mean.iter().map(|_| random::normal(&mut rng)).collect();
-        let rows = factor.chunks_exact(noise.len().max(1));
-        let row = |row: &[f32]| row.iter().zip(&noise).map(|(factor, noise)| factor * noise).sum::<f32>();
-        rows.zip(mean).map(|(factors, mean)| mean + row(factors)).collect()
-    }
-
     /// Its answer `[b, t, detail]` for noisy detail of unit variance `[b, t, detail]` and outlines `[b, t, outline]` as the
     /// codec has them.
     pub fn answer(&self, noisy: Vec<f32>, mut outlines: Vec<f32>, times: &[f32], heard: &[Heard<'_>]) -> Tensor<3> {
@@ -346,15 +313,8 @@ impl Refiner {
         let null_outline = self.bound().tensor::<1>(NULL_OUTLINE).reshape([1, 1, outline_width]);
         let known = tensor(outlines, [batch, frames, outline_width]) + tensor(null, [batch, 1, 1]) * null_outline;
         let (mean, states) = self.texts(heard);
-        let steering = if self.config.style {
-            let styles: Vec<f32> = heard.iter().flat_map(|heard| heard.style.iter().copied()).collect();
-            let styles = Tensor::<2>::from_data(TensorData::new(styles, [batch, self.config.style_width()]), device);
-            Tensor::cat(vec![mean, styles], 1)
-        } else {
-            mean
-        };
         let states = states.as_ref().map(|(states, padding)| (states.clone(), padding.as_slice()));
-        self.network.forward(tensor(noisy, [batch, frames, detail_width]), known, times, Some(steering), states)
+        self.network.forward(tensor(noisy, [batch, frames, detail_width]), known, times, Some(mean), states)
     }
 
     /// The mean of each clip's text `[b, text]`, and for attention all states, `[b, l, text]` with the empty rows before each.
@@ -401,23 +361,17 @@ impl Refiner {
         (means, Some((states, lengths.iter().map(|length| longest - length).collect())))
     }
 
-    /// Detail `[frames, detail_width]` as the codec has it, for an outline `[frames, outline_width]`, a text
-    /// `[tokens, text_width]` and a style (see [`Refiner::style`]); `noise` gives standard normal numbers `[frames, detail_width]`: 0 for those that it begins
-    /// with, then one set for each ancestral step.
-    pub fn paint(
-        &self,
-        outline: &[f32],
-        text: Option<&[f32]>,
-        style: &[f32],
-        mut noise: impl FnMut(usize) -> Vec<f32>,
-    ) -> Vec<f32> {
+    /// Detail `[frames, detail_width]` as the codec has it, for an outline `[frames, outline_width]` and a text
+    /// `[tokens, text_width]`; `noise` gives standard normal numbers `[frames, detail_width]`: 0 for those that it begins with, then
+    /// one set for each ancestral step.
+    pub fn paint(&self, outline: &[f32], text: Option<&[f32]>, mut noise: impl FnMut(usize) -> Vec<f32>) -> Vec<f32> {
         let sampling = &self.config.sampling;
         // The outline is here what the beat is to the language model.
         let scales = Guidance::by(if text.is_some() { sampling.guidance } else { 0.0 }, sampling.outline_guidance);
         let all = [
-            (scales.caption, Heard { text, outline: true, style }),
-            (scales.beat, Heard { text: None, outline: true, style }),
-            (scales.neither, Heard { text: None, outline: false, style }),
+            (scales.caption, Heard { text, outline: true }),
+            (scales.beat, Heard { text: None, outline: true }),
+            (scales.neither, Heard { text: None, outline: false }),
         ];
         let (weights, heard): (Vec<f32>, Vec<Heard<'_>>) = all.into_iter().filter(|(weight, _)| *weight != 0.0).unzip();
         let mut first = noise(0);
@@ -491,16 +445,14 @@ pub struct Statistics {
     pub outline: Moments,
     /// Deviation of text states.
     pub text_deviation: f32,
-    /// Mean detail of each clip, as the codec has it.
-    pub clips: Vec<Vec<f32>>,
 }
 
 impl Statistics {
     /// Writes them into the weights of a second stage.
     ///
     /// # Panics
-    /// If the widths are not those of the configuration.
-    pub fn store(&self, config: &RefinerConfig, parameters: &mut Parameters) {
+    /// If the widths are not those of the weights.
+    pub fn store(&self, parameters: &mut Parameters) {
         let mut set = |name: &str, values: &[f32]| parameters.values_mut(name).expect("listed").copy_from_slice(values);
         let [detail_mean, detail_deviation] = self.detail.finish();
         let [outline_mean, outline_deviation] = self.outline.finish();
@@ -509,25 +461,5 @@ impl Statistics {
             set(name, values);
         }
         set(TEXT_DEVIATION, &[self.text_deviation]);
-        if config.style {
-            let mut styles = self.clips.concat();
-            normalise(&mut styles, &detail_mean, &detail_deviation);
-            let (mean, factor) = spread(&styles, config.style_width());
-            set(STYLE[0], &mean);
-            set(STYLE[1], &factor);
-        }
     }
-}
-
-/// Mean of rows of `width`, and the lower Cholesky factor of their covariance, row-major.
-fn spread(rows: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
-    let count = (rows.len() / width).max(1);
-    let rows = DMatrix::from_row_iterator(rows.len() / width, width, rows.iter().map(|value| f64::from(*value)));
-    let mean = rows.row_sum() / count as f64;
-    let centred = DMatrix::from_fn(rows.nrows(), width, |row, column| rows[(row, column)] - mean[column]);
-    // A little on the diagonal: there may be fewer clips than values.
-    let covariance = centred.transpose() * &centred / count as f64 + DMatrix::identity(width, width) * 1e-6;
-    let factor = covariance.cholesky().expect("a covariance with something on its diagonal is positive").l();
-    let factor = factor.transpose().iter().map(|value| *value as f32).collect();
-    (mean.iter().map(|mean| *mean as f32).collect(), factor)
 }

@@ -1,8 +1,8 @@
 //! The second stage on an outline that goes on: overlapped windows with a fixed look-ahead, in constant memory.
 //!
-//! The noise of a frame depends on the seed and its place alone, the style of a clip on the seed, and every window is painted with
-//! the frames around it; so how frames are pushed changes nothing, and two windows that meet have painted the place where they meet
-//! alike, but for what Mamba-2 layers heard from beyond the look-ahead.
+//! The noise of a frame depends on the seed and its place alone, and every window is painted with the frames around it; so how
+//! frames are pushed changes nothing, and two windows that meet have painted the place where they meet alike, but for what
+//! Mamba-2 layers heard from beyond the look-ahead.
 
 use std::collections::VecDeque;
 
@@ -12,18 +12,19 @@ use crate::codec::{Codec, DecodeStream, PaintStream, Refinable, decode_by_stream
 use crate::random;
 use crate::tokens::{CodecSpec, CodecTokens};
 
-/// A codec of one level, whose detail a second stage paints without a text: what the two together can do at best.
+/// A codec of one level, whose detail a second stage paints: what the two together can do at best.
 pub struct RefinedCodec<'a> {
     codec: &'a dyn Refinable,
     refiner: &'a Refiner,
+    text: Option<Vec<f32>>,
     spec: CodecSpec,
 }
 
 impl<'a> RefinedCodec<'a> {
-    /// From its parts.
-    pub fn new(codec: &'a dyn Refinable, refiner: &'a Refiner) -> Self {
+    /// From its parts; the second stage hears a text, `[tokens, text_width]`, or none.
+    pub fn new(codec: &'a dyn Refinable, refiner: &'a Refiner, text: Option<Vec<f32>>) -> Self {
         let spec = CodecSpec { name: format!("{}, refined", codec.spec().name), levels: 1, ..codec.spec().clone() };
-        Self { codec, refiner, spec }
+        Self { codec, refiner, text, spec }
     }
 }
 
@@ -38,7 +39,7 @@ impl Codec for RefinedCodec<'_> {
     }
 
     fn decode(&self, tokens: &CodecTokens, _levels: usize, seed: u64) -> Vec<f32> {
-        decode_by_stream(Box::new(RefinerStream::new(self.refiner, self.codec, None, seed)), tokens)
+        decode_by_stream(Box::new(RefinerStream::new(self.refiner, self.codec, self.text.clone(), seed)), tokens)
     }
 }
 
@@ -47,7 +48,6 @@ pub struct RefinerStream<'a> {
     refiner: &'a Refiner,
     codec: &'a dyn Refinable,
     text: Option<Vec<f32>>,
-    style: Vec<f32>,
     seed: u64,
     windows: Windowed,
     /// Sets of noise of a frame.
@@ -76,7 +76,6 @@ impl<'a> RefinerStream<'a> {
         Self {
             windows: Windowed::new([row, config.detail_width], sampling.halo, sampling.window).opening_with(OPENING),
             decoder: codec.painted(seed),
-            style: refiner.style(seed),
             refiner,
             codec,
             text,
@@ -88,13 +87,13 @@ impl<'a> RefinerStream<'a> {
     }
 
     /// Detail of a window whose rows are outlines and noise side by side.
-    fn paint(refiner: &Refiner, text: Option<&[f32]>, style: &[f32], sets: usize, rows: &[f32]) -> Vec<f32> {
+    fn paint(refiner: &Refiner, text: Option<&[f32]>, sets: usize, rows: &[f32]) -> Vec<f32> {
         let (outline, detail) = (refiner.config().outline_width, refiner.config().detail_width);
         let row = outline + sets * detail;
         let part = |from: usize, width: usize| -> Vec<f32> {
             rows.chunks_exact(row).flat_map(|row| row[from..from + width].iter().copied()).collect()
         };
-        refiner.paint(&part(0, outline), text, style, |set| part(outline + set * detail, detail))
+        refiner.paint(&part(0, outline), text, |set| part(outline + set * detail, detail))
     }
 
     fn decode(&mut self, detail: &[f32]) -> Vec<f32> {
@@ -114,14 +113,14 @@ impl DecodeStream for RefinerStream<'_> {
         let mut rng = random::stream(self.seed, "refine", self.place);
         row.extend((0..self.sets * self.refiner.config().detail_width).map(|_| random::normal(&mut rng)));
         self.place += 1;
-        let (refiner, text, style, sets) = (self.refiner, self.text.as_deref(), &self.style, self.sets);
-        let detail = self.windows.push(&row, |rows| Self::paint(refiner, text, style, sets, rows));
+        let (refiner, text, sets) = (self.refiner, self.text.as_deref(), self.sets);
+        let detail = self.windows.push(&row, |rows| Self::paint(refiner, text, sets, rows));
         self.decode(&detail)
     }
 
     fn finish(mut self: Box<Self>) -> Vec<f32> {
-        let (refiner, text, style, sets) = (self.refiner, self.text.as_deref(), &self.style, self.sets);
-        let detail = self.windows.finish(|rows| Self::paint(refiner, text, style, sets, rows));
+        let (refiner, text, sets) = (self.refiner, self.text.as_deref(), self.sets);
+        let detail = self.windows.finish(|rows| Self::paint(refiner, text, sets, rows));
         let mut samples = self.decode(&detail);
         let Self { decoder, .. } = *self;
         samples.extend(decoder.finish());
