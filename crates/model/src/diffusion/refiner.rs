@@ -74,13 +74,13 @@ pub struct RefinerSampling {
 impl Default for RefinerSampling {
     fn default() -> Self {
         Self {
-            solver: Solver::Euler,
+            solver: Solver::DpmSolver,
             steps: 10,
             guidance: 1.0,
             outline_guidance: 1.0,
             noise: 1.0,
             window: 96,
-            halo: 16,
+            halo: 32,
         }
     }
 }
