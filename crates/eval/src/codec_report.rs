@@ -46,9 +46,6 @@ pub struct NamedCodec<'a> {
 
 impl NamedCodec<'_> {
     /// The codec of a clip.
-    ///
-    /// # Panics
-    /// If there is none.
     fn of(&self, clip: usize) -> &dyn Codec {
         self.codecs[clip % self.codecs.len()]
     }
@@ -158,13 +155,13 @@ pub fn codec_report(
     settings: &CodecSettings,
     progress: &mut dyn FnMut(&str),
 ) -> Result<(CodecResult, Report), EvalError> {
-    let Some(first) = codecs.iter().flat_map(|named| &named.codecs).next() else {
+    if codecs.is_empty() || codecs.iter().any(|named| named.codecs.is_empty()) {
         return Err(EvalError::NoClips { what: "no codec was given".into() });
-    };
+    }
     if clips.is_empty() || judges.is_empty() {
         return Err(EvalError::NoClips { what: "the test split is empty, or there is no judge".into() });
     }
-    let rate = first.spec().sample_rate;
+    let rate = codecs[0].of(0).spec().sample_rate;
     let originals = Originals::new(clips, judges, rate, progress);
     let mut players = Vec::new();
     for clip in clips.iter().take(settings.examples) {

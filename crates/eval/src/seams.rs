@@ -69,9 +69,11 @@ pub fn seams(mono: &[f32], rate: u32, places: &[usize], grid: usize, seed: u64) 
         // A sound that has no room for as many gives fewer.
         for _ in 0..100 * RANDOM_PLACES * places.len() {
             let place = random::below(&mut rng, ends.end.div_ceil(grid)) * grid;
-            let alone = ends.contains(&place) && places.iter().all(|p| p.abs_diff(place) > apart);
-            if elsewhere.len() < RANDOM_PLACES * places.len() && alone {
+            if ends.contains(&place) && places.iter().all(|p| p.abs_diff(place) > apart) {
                 elsewhere.push(place);
+            }
+            if elsewhere.len() == RANDOM_PLACES * places.len() {
+                break;
             }
         }
     }

@@ -147,6 +147,9 @@ fn nothing_to_judge_is_an_error() {
     assert!(matches!(empty, Err(EvalError::NoClips { .. })));
     let nobody = codec_report(&codecs, &clips(2), &[], &settings, &mut |_| {});
     assert!(matches!(nobody, Err(EvalError::NoClips { .. })));
+    let nameless = [NamedCodec { name: "bits".into(), codecs: Vec::new(), floor: false }];
+    let empty = codec_report(&nameless, &clips(2), &[&OctaveJudge], &settings, &mut |_| {});
+    assert!(matches!(empty, Err(EvalError::NoClips { .. })));
     let none = codec_report(&[], &clips(2), &[&OctaveJudge], &settings, &mut |_| {});
     assert!(matches!(none, Err(EvalError::NoClips { .. })));
 }

@@ -90,24 +90,14 @@ impl CodecArguments {
                 self.seconds
             );
         }
-        let clips: Vec<TestClip> = places
-            .iter()
-            .zip(cut(&manifest, &places, self.seconds, rate, &bar)?)
-            .map(|((track, segment), samples)| TestClip { id: clip_name(&manifest, *track, *segment), samples })
-            .collect();
-        let floor = match &self.floor {
-            Some(path) => {
-                let mut experiment: CodecExperiment = read_toml(path)?;
-                experiment.manifest.clone_from(&self.corpus);
-                step(&bar)("fitting the k-means codec");
-                Some(mambo_train::codec::floor(&experiment)?)
-            }
-            None => None,
-        };
-        let mut codecs =
-            vec![NamedCodec { name: codec.spec().name.clone(), codecs: vec![codec.as_ref()], floor: false }];
-        if let Some(floor) = &floor {
-            codecs.push(NamedCodec { name: floor.spec().name.clone(), codecs: vec![floor], floor: true });
+        // Before any music is read: what is wrong with a flag is told at once.
+        let mut levels: Vec<usize> = self.levels.iter().copied().map(usize::from).collect();
+        let all = codec.spec().levels;
+        if let Some(more) = levels.iter().find(|levels| **levels > all) {
+            bail!("--levels {more}: the codec {} has {all}", codec.spec().name);
+        }
+        if levels.is_empty() {
+            levels = (0..).map(|power| 1 << power).take_while(|levels| *levels < all).chain([all]).collect();
         }
         let refiner = match &self.refiner {
             Some(folder) => {
@@ -130,20 +120,31 @@ impl CodecArguments {
             }
             None => Vec::new(),
         };
+        let clips: Vec<TestClip> = places
+            .iter()
+            .zip(cut(&manifest, &places, self.seconds, rate, &bar)?)
+            .map(|((track, segment), samples)| TestClip { id: clip_name(&manifest, *track, *segment), samples })
+            .collect();
+        let floor = match &self.floor {
+            Some(path) => {
+                let mut experiment: CodecExperiment = read_toml(path)?;
+                experiment.manifest.clone_from(&self.corpus);
+                step(&bar)("fitting the k-means codec");
+                Some(mambo_train::codec::floor(&experiment)?)
+            }
+            None => None,
+        };
+        let mut codecs =
+            vec![NamedCodec { name: codec.spec().name.clone(), codecs: vec![codec.as_ref()], floor: false }];
+        if let Some(floor) = &floor {
+            codecs.push(NamedCodec { name: floor.spec().name.clone(), codecs: vec![floor], floor: true });
+        }
         if let Some(first) = refined.first() {
             let each = refined.iter().map(|codec| codec as &dyn Codec).collect();
             codecs.push(NamedCodec { name: first.spec().name.clone(), codecs: each, floor: false });
         }
         let mut judges: Vec<&dyn Judge> = vec![&judge];
         judges.extend(second.as_ref().map(|judge| judge as &dyn Judge));
-        let mut levels: Vec<usize> = self.levels.iter().copied().map(usize::from).collect();
-        let all = codec.spec().levels;
-        if let Some(more) = levels.iter().find(|levels| **levels > all) {
-            bail!("--levels {more}: the codec {} has {all}", codec.spec().name);
-        }
-        if levels.is_empty() {
-            levels = (0..).map(|power| 1 << power).take_while(|levels| *levels < all).chain([all]).collect();
-        }
         let (seed, draws) = (self.common.seed, self.common.draws());
         let settings = CodecSettings { levels, seed, draws, ..CodecSettings::default() };
         let (_, report) = codec_report(&codecs, &clips, &judges, &settings, &mut step(&bar))?;
