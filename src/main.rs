@@ -17,6 +17,8 @@ fn main() -> ExitCode {
     if let Err(reason) = mambo_kernels::simd::limit() {
         return cli::report(&anyhow::anyhow!(reason));
     }
+    // A step of training or of the second stage asks for the same large blocks as the one before.
+    mambo_kernels::memory::keep_freed_memory();
     match arguments.command.run() {
         Ok(code) => code,
         Err(error) => cli::report(&error),

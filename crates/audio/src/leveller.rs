@@ -16,6 +16,10 @@ const HOPS_A_SECOND: u32 = 10;
 const WINDOW: usize = 3 * HOPS_A_SECOND as usize;
 /// Hops between input and output: half a window.
 const DELAY: usize = WINDOW / 2;
+/// Hops between them when a clip begins, and those given out for each by which they grow apart: the first second does not wait
+/// for the third.
+const FIRST_DELAY: usize = 3;
+const GROWTH: usize = 4;
 /// Hops of [`CORPUS_LUFS`] that a clip starts out with, so that a quiet first bar is not taken for the whole clip.
 const PRIOR: f64 = 6.0 * HOPS_A_SECOND as f64;
 /// Straying that is left alone, LU: real music does as much.
@@ -25,7 +29,7 @@ const SHARE: f64 = 0.8;
 /// Most that is turned up or down, dB.
 const MOST: f64 = 9.0;
 
-/// Loudness control of a running mono signal; comes out 1.5 s later than it goes in.
+/// Loudness control of a running mono signal; comes out 1.5 s later than it goes in, and sooner at the beginning.
 pub struct Leveller {
     /// `None` for a rate beyond the meter's filters: such sound passes as it is.
     meter: Option<EbuR128>,
@@ -33,6 +37,8 @@ pub struct Leveller {
     /// Samples not yet given out, and how many of them stand before the next hop's end.
     held: VecDeque<f32>,
     heard: usize,
+    /// Hops heard and given out.
+    hops: [usize; 2],
     /// Powers of the latest hops, at most a window.
     powers: VecDeque<f64>,
     /// Sum of all powers, and how many: the loudness of the clip.
@@ -56,6 +62,7 @@ impl Leveller {
             hop: (sample_rate / HOPS_A_SECOND).max(1) as usize,
             held: VecDeque::new(),
             heard: 0,
+            hops: [0, 0],
             powers: VecDeque::new(),
             sum: PRIOR * power(CORPUS_LUFS),
             count: PRIOR,
@@ -78,7 +85,8 @@ impl Leveller {
             if self.heard == self.hop {
                 self.heard = 0;
                 self.hear();
-                if self.held.len() >= (DELAY + 1) * self.hop {
+                let [heard, given] = self.hops;
+                if heard > given + DELAY.min(FIRST_DELAY + given / GROWTH) {
                     self.give(&mut out);
                 }
             }
@@ -90,10 +98,6 @@ impl Leveller {
     pub fn finish(mut self) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.held.len());
         while !self.held.is_empty() {
-            // The window ends with the sound.
-            if self.powers.len() > DELAY {
-                self.powers.pop_front();
-            }
             self.give(&mut out);
         }
         out
@@ -104,15 +108,19 @@ impl Leveller {
         let loudness = self.meter.as_ref().and_then(|meter| meter.loudness_momentary().ok());
         let now = loudness.map_or(0.0, power);
         self.powers.push_back(now);
-        if self.powers.len() > WINDOW {
-            self.powers.pop_front();
-        }
+        self.hops[0] += 1;
         self.sum += now;
         self.count += 1.0;
     }
 
     /// Gives out a hop, its gain on a straight line to the one that the window around its end asks for.
     fn give(&mut self, out: &mut Vec<f32>) {
+        self.hops[1] += 1;
+        let [heard, given] = self.hops;
+        // Half a window before, and after it what has been heard: the window ends with the sound.
+        while self.powers.len() > DELAY + heard.saturating_sub(given) {
+            self.powers.pop_front();
+        }
         let target = if self.meter.is_none() || self.powers.is_empty() { 0.0 } else { self.wanted() };
         let length = self.hop.min(self.held.len());
         for (n, sample) in self.held.drain(..length).enumerate() {

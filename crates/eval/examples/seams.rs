@@ -2,8 +2,8 @@
 //!
 //!     cargo run --release --workspace --example seams -- MODEL SECONDS [PROMPT]
 //!
-//! A piece is written once and decoded with two seeds. Where windows of the first meet, it is compared with other places where
-//! tokens meet; as a control the two are cut together there. Exits with 1 if a seam stands out, or the control does not.
+//! A piece is written once and decoded with the windows of the model and with others, so that the same music is there with and without a
+//! seam. As a control it is cut together with another seed at its seams. Exits with 1 if a seam stands out, or the control does not.
 #![allow(clippy::print_stdout)]
 
 use std::path::Path;
@@ -11,7 +11,8 @@ use std::process::ExitCode;
 
 use mambo_eval::seams::{Comparison, Seams, seams};
 use mambo_model::bundle::Bundle;
-use mambo_model::codec::{HouseCodec, window_starts};
+use mambo_model::codec::{DecodeStream, HouseCodec, StreamCodec};
+use mambo_model::diffusion::{REFINER_FOLDER, Refiner, RefinerStream};
 
 /// A difference that chance makes more often than this is none.
 const CHANCE: f64 = 0.05;
@@ -28,26 +29,48 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let piece = composer.compose(prompt, &composer.sampling(), 1)?;
     let text = piece.text.clone();
     let frames: Vec<Vec<u16>> = piece.frames.take(count).collect();
-    let decode = |seed: u64| {
-        let mut stream = bundle.decoder(text.clone(), seed);
+    // Windows that end elsewhere: no multiple of the others, nor of their halves.
+    let elsewhere = |window: usize| window * 7 / 10;
+    let codec = HouseCodec::load(&folder.join("codec"))?;
+    let mut decoding = codec.config().decoding.clone();
+    decoding.window = elsewhere(decoding.window);
+    let other_codec = HouseCodec::load(&folder.join("codec"))?.with_decoding(decoding);
+    let (refiner, other_refiner) = match bundle.refiner() {
+        Some(refiner) => {
+            let mut sampling = refiner.config().sampling.clone();
+            sampling.window = elsewhere(sampling.window);
+            let other = Refiner::open(&folder.join(REFINER_FOLDER))?;
+            (Some(refiner), Some(other.with_sampling(sampling)?))
+        }
+        None => (None, None),
+    };
+    let levels = composer.tokens().levels;
+    let decode = |refiner: Option<&Refiner>, codec: &HouseCodec, seed: u64| {
+        let mut stream: Box<dyn DecodeStream + '_> = match refiner {
+            Some(refiner) => Box::new(RefinerStream::new(refiner, codec, text.clone(), seed)),
+            None => codec.decoder(levels, seed),
+        };
+        let windows = stream.windows(count);
         let mut samples: Vec<f32> = frames.iter().flat_map(|frame| stream.push(frame)).collect();
         samples.extend(stream.finish());
-        samples
+        (samples, windows)
     };
-    let (sound, other) = (decode(1), decode(2));
-    let codec_window = HouseCodec::load(&folder.join("codec"))?.config().decoding.window;
-    let refiner_window = bundle.refiner().map(|refiner| refiner.config().sampling.window);
+    let (sound, windows) = decode(refiner, &codec, 1);
+    let (without, other_windows) = decode(other_refiner.as_ref(), &other_codec, 1);
+    let (other_seed, _) = decode(refiner, &codec, 2);
+    let hop = spec.hop as usize;
+    let samples = |starts: &[usize]| -> Vec<usize> { starts.iter().skip(1).map(|start| start * hop).collect() };
+    // Those of every stage: seams of one are no places without seams for another.
+    let others: Vec<usize> = other_windows.iter().flat_map(|(_, starts)| samples(starts)).collect();
     let mut as_expected = true;
-    for (name, window) in [("second stage", refiner_window), ("codec", Some(codec_window))] {
-        let Some(window) = window else { continue };
-        let places: Vec<usize> =
-            window_starts(window, count).into_iter().skip(1).map(|start| start * spec.hop as usize).collect();
+    for (name, starts) in windows {
+        let places = samples(&starts);
         let mut control = sound.clone();
         for (start, end) in places.iter().zip(places.iter().skip(1).chain([&sound.len()])).step_by(2) {
-            control[*start..*end].copy_from_slice(&other[*start..*end]);
+            control[*start..*end].copy_from_slice(&other_seed[*start..*end]);
         }
         for (what, mono, seamless) in [("as made", &sound, true), ("cut together", &control, false)] {
-            let found = seams(mono, spec.sample_rate, &places, spec.hop as usize, 1)?;
+            let found = seams([mono, &without], spec.sample_rate, [&places, &others], hop, 1)?;
             print(&format!("{name}, {what}"), &found);
             as_expected &= (found.flux.p.min(found.energy.p) > CHANCE) == seamless;
         }
@@ -56,7 +79,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
 }
 
 fn print(what: &str, found: &Seams) {
-    let line = |c: &Comparison| format!("{:.3} there, {:.3} elsewhere, p {:.4}", c.there, c.elsewhere, c.p);
+    let line = |c: &Comparison| format!("{:+.3} there, {:+.3} elsewhere, p {:.4}", c.there, c.elsewhere, c.p);
     println!("{what}: {} seams, {} random places", found.places, found.random_places);
     println!("  spectral flux: {}", line(&found.flux));
     println!("  energy step, dB: {}", line(&found.energy));

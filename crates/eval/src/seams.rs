@@ -1,5 +1,5 @@
-//! Whether some places of a sound stand out, such as those where windows that were made one after another meet: how far spectrum
-//! and energy move there, against random places, by a permutation test.
+//! Whether windows that were made one after another can be heard where they meet: how far spectrum and energy move there, beyond what
+//! they do in the same piece with windows elsewhere, against random places, by a permutation test.
 
 use mambo_audio::spectrum::Stft;
 use mambo_model::random;
@@ -29,18 +29,18 @@ const PERMUTATIONS: u64 = 10_000;
 /// One measure at the places and elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Mean at the given places.
+    /// Mean at the seams, less that of the piece without seams there.
     pub there: f64,
-    /// Mean at random places.
+    /// The same at random places.
     pub elsewhere: f64,
     /// How often a random choice of places differs as much from the others, either way.
     pub p: f64,
 }
 
-/// What a sound does at some places.
+/// What a piece does at its seams.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Seams {
-    /// Given places that are not silent.
+    /// Seams that are not silent.
     pub places: usize,
     /// Random places that are not silent.
     pub random_places: usize,
@@ -51,37 +51,51 @@ pub struct Seams {
     pub energy: Comparison,
 }
 
-/// Compares the sound at `places` (samples) with random ones, of a seed, at multiples of `grid` samples: where windows meet is where
-/// tokens meet, and sound moves more there than within a token.
+/// Compares a piece that was made with seams at `seams` (samples) with the same piece whose seams are at `others`: at its own seams, and
+/// at random places of a seed that are far from all of them. A place is a multiple of `grid` samples, where tokens meet: sound moves more
+/// there than within a token. The piece itself cancels out, and what music does where a window happens to end says nothing.
 ///
 /// # Panics
 /// If `grid` is 0.
 ///
 /// # Errors
 /// [`EvalError::NoClips`] if fewer than two places can be heard.
-pub fn seams(mono: &[f32], rate: u32, places: &[usize], grid: usize, seed: u64) -> Result<Seams, EvalError> {
+pub fn seams(
+    pieces: [&[f32]; 2],
+    rate: u32,
+    [seams, others]: [&[usize]; 2],
+    grid: usize,
+    seed: u64,
+) -> Result<Seams, EvalError> {
     let stft = Stft::new(WINDOW, HOP);
     let apart = (APART_SECONDS * f64::from(rate)) as usize;
     let mut rng = random::stream(seed, "seams", 0);
-    let ends = AROUND + WINDOW..mono.len().saturating_sub(AROUND + WINDOW);
+    let shortest = pieces.map(<[f32]>::len).into_iter().fold(usize::MAX, usize::min);
+    let ends = AROUND + WINDOW..shortest.saturating_sub(AROUND + WINDOW);
+    let far = |place: usize, from: &[usize]| from.iter().all(|other| other.abs_diff(place) > apart);
     let mut elsewhere = Vec::new();
     if !ends.is_empty() {
         // A sound that has no room for as many gives fewer.
-        for _ in 0..100 * RANDOM_PLACES * places.len() {
+        for _ in 0..100 * RANDOM_PLACES * seams.len() {
             let place = random::below(&mut rng, ends.end.div_ceil(grid)) * grid;
-            if ends.contains(&place) && places.iter().all(|p| p.abs_diff(place) > apart) {
+            if ends.contains(&place) && far(place, seams) && far(place, others) {
                 elsewhere.push(place);
             }
-            if elsewhere.len() == RANDOM_PLACES * places.len() {
+            if elsewhere.len() == RANDOM_PLACES * seams.len() {
                 break;
             }
         }
     }
     let measure = |places: &[usize]| -> Vec<[f64; 2]> {
-        let inside: Vec<usize> = places.iter().copied().filter(|place| ends.contains(place)).collect();
-        inside.par_iter().filter_map(|place| measures(&stft, mono, rate, *place)).collect()
+        let difference = |place: &usize| {
+            let [with, without] = pieces.map(|mono| measures(&stft, mono, rate, *place));
+            let (with, without) = (with?, without?);
+            Some([with[0] - without[0], with[1] - without[1]])
+        };
+        places.par_iter().filter(|place| ends.contains(place)).filter_map(difference).collect()
     };
-    let (there, others) = (measure(places), measure(&elsewhere));
+    let alone: Vec<usize> = seams.iter().copied().filter(|seam| far(*seam, others)).collect();
+    let (there, others) = (measure(&alone), measure(&elsewhere));
     if there.len() < 2 || others.len() < 2 {
         return Err(EvalError::NoClips { what: "fewer than two places that can be heard".into() });
     }
@@ -139,12 +153,12 @@ mod tests {
 
     const RATE: u32 = 22_050;
 
-    /// Chords over noise that change at places of their own; `cut` gives another phase and noise from each seam on.
-    fn music(places: &[usize], cut: bool) -> Vec<f32> {
-        let (mut rng, mut phase) = (random::stream(5, "music", 0), 0.0f64);
+    /// Chords over noise that change at places of their own; `seams` give another phase from there on, and noise a seed.
+    fn music(seams: &[usize], seed: u64) -> Vec<f32> {
+        let (mut rng, mut phase) = (random::stream(seed, "music", 0), 0.0f64);
         (0..60 * RATE as usize)
             .map(|n| {
-                if cut && places.contains(&n) {
+                if seams.contains(&n) {
                     phase += 2.0;
                 }
                 let note = [220.0, 277.0, 330.0, 247.0][n / 9_000 % 4];
@@ -157,33 +171,33 @@ mod tests {
     #[test]
     fn a_hard_cut_stands_out_and_nothing_does_not() {
         let places: Vec<usize> = (1..50).map(|n| n * 26_111).collect();
-        let whole = seams(&music(&places, false), RATE, &places, 1, 1).expect("heard");
-        assert!(whole.places == 49 && whole.random_places > 400, "{whole:?}");
+        let others: Vec<usize> = (1..20).map(|n| n * 61_771).collect();
+        let whole = seams([&music(&[], 5), &music(&[], 6)], RATE, [&places, &others], 1, 1).expect("heard");
+        // Some seams fall near one of the other piece.
+        assert!(whole.places > 30 && whole.random_places > 300, "{whole:?}");
         assert!(whole.flux.p > 0.05 && whole.energy.p > 0.05, "{whole:?}");
-        let cut = seams(&music(&places, true), RATE, &places, 1, 1).expect("heard");
+        let cut = seams([&music(&places, 5), &music(&others, 6)], RATE, [&places, &others], 1, 1).expect("heard");
         assert!(cut.flux.p < 0.001 && cut.flux.there > cut.flux.elsewhere, "{cut:?}");
     }
 
     #[test]
-    fn what_happens_at_every_token_is_no_seam() {
+    fn what_the_music_does_at_every_seam_is_none() {
         let hop = 2048;
-        let mut rng = random::stream(3, "steps", 0);
-        let sound: Vec<f32> = (0..60 * RATE as usize / hop)
-            .flat_map(|_| {
-                let gain = 0.05 + 0.2 * random::uniform(&mut rng);
-                let token: Vec<f32> = (0..hop).map(|_| gain * random::normal(&mut rng)).collect();
-                token
-            })
-            .collect();
         let places: Vec<usize> = (1..45).map(|window| window * 14 * hop).collect();
-        let p = |grid: usize| seams(&sound, RATE, &places, grid, 1).expect("heard").energy.p;
-        assert!(p(1) < 0.001, "{}", p(1));
-        assert!(p(hop) > 0.05, "{}", p(hop));
+        let sound = |seed: u64| -> Vec<f32> {
+            let mut rng = random::stream(seed, "accents", 0);
+            let loud =
+                |n: usize| if places.iter().any(|place| (*place..place + 600).contains(&n)) { 0.3 } else { 0.05 };
+            (0..60 * RATE as usize).map(|n| loud(n) * random::normal(&mut rng)).collect()
+        };
+        let found = seams([&sound(1), &sound(2)], RATE, [&places, &[]], hop, 1).expect("heard");
+        assert!(found.flux.p > 0.05 && found.energy.p > 0.05, "{found:?}");
     }
 
     #[test]
     fn silence_has_no_seams() {
-        assert!(seams(&[0.0; 200_000], RATE, &[50_000, 100_000], 1, 1).is_err());
-        assert!(seams(&[0.5; 100], RATE, &[50], 1, 1).is_err());
+        for (sound, places) in [(vec![0.0; 200_000], vec![50_000, 100_000]), (vec![0.5; 100], vec![50])] {
+            assert!(seams([&sound, &sound], RATE, [&places, &[]], 1, 1).is_err());
+        }
     }
 }

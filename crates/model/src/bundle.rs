@@ -4,7 +4,7 @@
 //! clip, and samples come out while later ones are still being made.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use mambo_audio::master::Master;
 
@@ -228,10 +228,14 @@ impl Bundle {
         let composition = self.composer.compose(&request.prompt, &request.sampling, request.seed)?;
         let (tempo, frames_of_piece) = (composition.tempo, composition.frames);
         let frames = self.codec.spec().frames_for(request.seconds);
+        let stream = self.decoder(composition.text, request.seed);
+        let opening = stream.opening();
         let (sender, receiver) = sync_channel(AHEAD);
+        let (go_on, wait) = sync_channel(1);
         std::thread::spawn(move || {
-            for frame in frames_of_piece.take(frames) {
-                if sender.send(frame).is_err() {
+            for (n, frame) in frames_of_piece.take(frames).enumerate() {
+                // The first sound has the processor to itself; an error means that the clip is gone.
+                if (n == opening && wait.recv().is_err()) || sender.send(frame).is_err() {
                     break;
                 }
             }
@@ -240,13 +244,14 @@ impl Bundle {
         let samples = (request.seconds * rate).round().max(1.0) as usize;
         Ok(Clip {
             frames: receiver,
-            stream: Some(self.decoder(composition.text, request.seed)),
+            stream: Some(stream),
+            opening,
+            go_on,
             master: Some(Master::new(self.sample_rate(), request.even)),
             tempo,
             total: samples,
             left: samples,
             made: 0,
-            held: Vec::new(),
             fade: ((request.fade * rate) as usize).min(samples / 4),
             stopped: false,
         })
@@ -257,19 +262,22 @@ impl Bundle {
 pub struct Clip<'a> {
     frames: Receiver<Vec<u16>>,
     stream: Option<Box<dyn DecodeStream + 'a>>,
+    /// Frames that the decoder opens with; beyond them the composer waits for a word.
+    opening: usize,
+    go_on: SyncSender<()>,
     master: Option<Master>,
     tempo: Option<f32>,
     total: usize,
+    /// Samples still to be given out.
     left: usize,
     made: usize,
-    /// The last samples, kept back because the fade-out may begin with them.
-    held: Vec<f32>,
+    /// Samples of the fade-out at the end.
     fade: usize,
     stopped: bool,
 }
 
 impl Clip<'_> {
-    /// Ends the clip with what has been made so far, faded out.
+    /// Ends the clip with what has been heard of it so far, and what is on its way, faded out.
     pub fn stop(&mut self) {
         self.stopped = true;
     }
@@ -289,20 +297,19 @@ impl Clip<'_> {
         self.made
     }
 
-    fn take(&mut self, samples: Vec<f32>) {
-        if let Some(master) = &mut self.master {
-            self.held.extend(master.push(&samples));
+    /// What is given out of some samples: no more than are left, faded where the clip ends.
+    fn release(&mut self, mut samples: Vec<f32>) -> Option<Vec<f32>> {
+        samples.truncate(self.left);
+        for (n, sample) in samples.iter_mut().enumerate() {
+            // Counted from the end, so that the fade is the same however the samples come.
+            let left = self.left - n;
+            if left <= self.fade {
+                let angle = (self.fade - left + 1) as f32 / self.fade as f32 * std::f32::consts::FRAC_PI_2;
+                *sample *= angle.cos().powi(2);
+            }
         }
-    }
-
-    /// What can be given out while `keep` samples stay back.
-    fn release(&mut self, keep: usize) -> Option<Vec<f32>> {
-        let count = self.held.len().saturating_sub(keep).min(self.left);
-        if count == 0 {
-            return None;
-        }
-        self.left -= count;
-        Some(self.held.drain(..count).collect())
+        self.left -= samples.len();
+        (!samples.is_empty()).then_some(samples)
     }
 }
 
@@ -311,31 +318,26 @@ impl Iterator for Clip<'_> {
 
     fn next(&mut self) -> Option<Vec<f32>> {
         while !self.stopped
-            && let Some(stream) = &mut self.stream
+            && let (Some(stream), Some(master)) = (&mut self.stream, &mut self.master)
         {
+            if self.made == self.opening {
+                // Nobody listens if the piece is no longer than that.
+                let _ = self.go_on.send(());
+            }
             let Ok(frame) = self.frames.recv() else { break };
             self.made += 1;
-            let samples = stream.push(&frame);
-            self.take(samples);
-            if let Some(block) = self.release(self.fade) {
+            let samples = master.push(&stream.push(&frame));
+            if let Some(block) = self.release(samples) {
                 return Some(block);
             }
         }
-        if let Some(stream) = self.stream.take() {
-            let rest = stream.finish();
-            self.take(rest);
-            if let Some(master) = self.master.take() {
-                self.held.extend(master.finish());
-            }
-            self.held.truncate(self.left);
-            let from = self.held.len().saturating_sub(self.fade);
-            let length = self.held.len() - from;
-            for (n, sample) in self.held[from..].iter_mut().enumerate() {
-                let angle = (n + 1) as f32 / length as f32 * std::f32::consts::FRAC_PI_2;
-                *sample *= angle.cos().powi(2);
-            }
-            return self.release(0);
+        let (stream, mut master) = (self.stream.take()?, self.master.take()?);
+        let mut rest = master.push(&stream.finish());
+        rest.extend(master.finish());
+        if self.stopped {
+            self.left = self.left.min(rest.len());
+            self.fade = self.fade.min(self.left);
         }
-        None
+        self.release(rest)
     }
 }

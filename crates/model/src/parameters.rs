@@ -10,12 +10,15 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use half::f16;
+use mambo_kernels::linear::{Matrix, Panels};
 use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{Dtype, View};
 
+use crate::ops::LinearWeight;
 use crate::random;
 use crate::weights::{Weights, WeightsError};
 
@@ -193,9 +196,26 @@ impl Parameters {
             .map(|parameter| Leaf {
                 shape: parameter.shape.clone(),
                 tensor: wanted(&parameter.name).then(|| leaf(parameter)),
+                packed: None,
             })
             .collect();
         Bound { leaves, index: self.index.clone(), device: device.clone() }
+    }
+
+    /// For a network that is run again and again with these weights: its matrices are packed for products instead of lying there
+    /// as tensors. `side` says of a parameter whether it is one, `[inputs, outputs]` or turned. No gradients, so on a device without
+    /// any.
+    pub fn bind_packed(&self, device: &Device, side: impl Fn(&Parameter) -> Option<Side>) -> Bound {
+        let sides: BTreeMap<&str, Side> =
+            self.list.iter().filter_map(|parameter| Some((parameter.name.as_str(), side(parameter)?))).collect();
+        let mut bound = self.bind_some(device, |name| !sides.contains_key(name));
+        for (parameter, leaf) in self.list.iter().zip(&mut bound.leaves) {
+            let Some(side) = sides.get(parameter.name.as_str()) else { continue };
+            let [rows, columns] = parameter.shape[..] else { panic!("`{}` is no matrix", parameter.name) };
+            let matrix = Matrix::new(&parameter.values, rows, columns);
+            leaf.packed = Some(Arc::new(Panels::new(if *side == Side::Turned { matrix.turned() } else { matrix })));
+        }
+        bound
     }
 
     /// Gradients of nothing, for [`Bound::add_gradients`]: zeros, empty for buffers.
@@ -307,6 +327,16 @@ fn replace(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> std
 struct Leaf {
     shape: Vec<usize>,
     tensor: Option<Tensor<1>>,
+    packed: Option<Arc<Panels>>,
+}
+
+/// How the matrix of a linear layer lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// `[inputs, outputs]`.
+    Plain,
+    /// `[outputs, inputs]`.
+    Turned,
 }
 
 /// Parameters as tensors for one forward (and backward) pass.
@@ -330,6 +360,18 @@ impl Bound {
             .try_into()
             .unwrap_or_else(|_| panic!("`{name}` has rank {}, asked for {D}", leaf.shape.len()));
         leaf.tensor.clone().unwrap_or_else(|| panic!("`{name}` was not bound")).reshape(shape)
+    }
+
+    /// The matrix of a linear layer called `name`, packed if it was bound so.
+    ///
+    /// # Panics
+    /// As [`Bound::tensor`].
+    pub fn weight(&self, name: &str, side: Side) -> LinearWeight {
+        match (self.index.get(name).and_then(|at| self.leaves[*at].packed.clone()), side) {
+            (Some(panels), _) => LinearWeight::Packed(panels),
+            (None, Side::Plain) => LinearWeight::Plain(self.tensor(name)),
+            (None, Side::Turned) => LinearWeight::Turned(self.tensor(name)),
+        }
     }
 
     /// The device of all tensors.

@@ -90,6 +90,7 @@ impl Contender {
 }
 
 fn main() -> Result<()> {
+    mambo_kernels::memory::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     ensure!(arguments.len() >= 5, "give OUT RATES STEPS SEEDS EXPERIMENT.toml...");
     let out = PathBuf::from(&arguments[0]);

@@ -11,7 +11,6 @@ use burn::tensor::{Device, Tensor, TensorData};
 use mambo_data::batch::{Batch, BatchSource};
 use mambo_data::shard::Shard;
 use mambo_data::{Progress, Report, Split};
-use mambo_kernels::memory::keep_freed_memory;
 use mambo_model::codec::Refinable;
 use mambo_model::diffusion::{
     DenoiserConfig, Heard, Moments, Objective, Refiner, RefinerConfig, RefinerSampling, Schedule, Statistics,
@@ -224,7 +223,6 @@ pub struct DiffusionOutcome {
 pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
     let DiffusionRun { experiment, folder, codec, stop, report, mut sample } = run;
     experiment.validate()?;
-    keep_freed_memory();
     let (train, seed) = (&experiment.train, experiment.seed);
 
     // Data.

@@ -12,7 +12,6 @@ use burn::tensor::Device;
 use mambo_data::batch::BatchSource;
 use mambo_data::shard::Shard;
 use mambo_data::{Progress, Report, Split};
-use mambo_kernels::memory::keep_freed_memory;
 use mambo_model::backbone::Dropout;
 use mambo_model::generate::{LanguageModel, LmFile};
 use mambo_model::lm::{Lm, LmConfig, Pass, checkpointed_gradients, loss};
@@ -105,7 +104,6 @@ const MOST_NOT_FINITE: u32 = 20;
 pub fn run(run: LmRun<'_, '_>) -> Result<LmOutcome, TrainError> {
     let LmRun { experiment, folder, codec_vectors, stop, report, mut sample } = run;
     experiment.validate()?;
-    keep_freed_memory();
     let (train, seed) = (&experiment.train, experiment.seed);
 
     // Data.

@@ -4,7 +4,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::diffusion::{Conditions, Denoiser, DenoiserConfig, Schedule, Solver, sample};
-use crate::parameters::{Bound, Initialiser, Parameters};
+use crate::parameters::{Bound, Initialiser, Parameters, Side};
 
 /// Numbers of codebooks the decoder is trained for.
 pub const LEVEL_CHOICES: [usize; 4] = [1, 2, 4, 8];
@@ -32,7 +32,7 @@ impl FlowNetwork {
 
     /// The network on `device`.
     pub fn new(config: &DenoiserConfig, parameters: &Parameters, device: &Device) -> Self {
-        Self(Denoiser::new("flow", config, None, parameters.bind(device)))
+        Self(Denoiser::new("flow", config, None, parameters, device))
     }
 
     /// The bound weights, to fetch gradients from.
@@ -51,7 +51,7 @@ impl FlowNetwork {
 
     /// Data `[T, values]` drawn by `steps` Euler steps from `noise` `[T, values]`, for latents `[T, latent]`.
     pub fn sample(&self, noise: Vec<f32>, latents: &[f32], choice: usize, steps: usize) -> Vec<f32> {
-        let latent = self.bound().tensor::<2>("flow.latent.weight").dims()[0];
+        let latent = self.bound().weight("flow.latent.weight", Side::Plain).inputs();
         let tokens = latents.len() / latent;
         let values = noise.len() / tokens.max(1);
         let device = self.0.device();

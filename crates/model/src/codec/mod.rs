@@ -18,7 +18,6 @@ pub use house::{Decoding, HouseCodec, HouseConfig, HouseError, with_context};
 pub use quantizer::ResidualQuantizer;
 pub use stream::HouseStream;
 pub use token_file::TokenFile;
-pub use windowed::window_starts;
 
 use std::path::Path;
 
@@ -89,8 +88,19 @@ pub trait Refinable: StreamCodec {
     fn painted(&self, seed: u64) -> Box<dyn PaintStream + '_>;
 }
 
+/// Stages of a decoder whose windows change what is heard, and the frames where windows of each begin.
+pub type Windows = Vec<(&'static str, Vec<usize>)>;
+
 /// A running decoder of outlines and details.
 pub trait PaintStream {
+    /// As [`DecodeStream::opening`].
+    fn opening(&self) -> usize;
+
+    /// As [`DecodeStream::windows`].
+    fn windows(&self, _frames: usize) -> Windows {
+        Vec::new()
+    }
+
     /// Takes a frame's first code and its detail, and returns the samples that are finished.
     fn push(&mut self, code: u16, detail: &[f32]) -> Vec<f32>;
 
@@ -114,6 +124,16 @@ pub trait DecodeStream {
     /// # Panics
     /// When the frame has fewer codes than the levels to decode.
     fn push(&mut self, codes: &[u16]) -> Vec<f32>;
+
+    /// Frames that it takes before it sets to work on the first samples.
+    fn opening(&self) -> usize {
+        1
+    }
+
+    /// Where its windows begin in a clip of so many frames, for those stages where there may be seams.
+    fn windows(&self, _frames: usize) -> Windows {
+        Vec::new()
+    }
 
     /// Decodes what is left.
     fn finish(self: Box<Self>) -> Vec<f32>;

@@ -9,10 +9,13 @@ use std::ops::Range;
 use mambo_audio::spectrum::GriffinLimStream;
 
 use super::house::usable_levels;
-use super::windowed::{OPENING, growing};
-use super::{DecodeStream, HouseCodec, HouseConfig, PaintStream};
+use super::windowed::{growing, growing_starts};
+use super::{DecodeStream, HouseCodec, HouseConfig, PaintStream, Windows};
 use crate::random;
 
+/// Tokens of the first window, and that it looks ahead: a second of sound, and what phase search and leveller hold back of it.
+const OPENING: usize = 40;
+const OPENING_AHEAD: usize = 12;
 /// STFT frames that the phase search keeps open between windows.
 const LOOK_AHEAD: usize = 8;
 
@@ -78,7 +81,7 @@ impl<'a> HouseStream<'a> {
     fn decode_window(&mut self, count: usize) -> Vec<f32> {
         let config = self.codec.config();
         let halo = config.decoding.halo;
-        let end = (self.done + count + halo).min(self.first + self.latents.len());
+        let end = (self.done + count + self.ahead()).min(self.first + self.latents.len());
         let before = self.done - self.first;
         let tokens = end - self.first;
         let inputs: Vec<f32> = self.latents.iter().take(tokens).flatten().copied().collect();
@@ -103,11 +106,16 @@ impl HouseStream<'_> {
         growing(OPENING, self.codec.config().decoding.window, self.done)
     }
 
+    /// Tokens that it looks ahead.
+    fn ahead(&self) -> usize {
+        growing(OPENING_AHEAD, self.codec.config().decoding.halo, self.done)
+    }
+
     /// Takes the latent of a token.
     fn push_latent(&mut self, latent: Vec<f32>) -> Vec<f32> {
         self.latents.push_back(latent);
         let next = self.next();
-        if self.first + self.latents.len() >= self.done + next + self.codec.config().decoding.halo {
+        if self.first + self.latents.len() >= self.done + next + self.ahead() {
             self.decode_window(next)
         } else {
             Vec::new()
@@ -134,12 +142,29 @@ impl DecodeStream for HouseStream<'_> {
         self.push_latent(self.codec.quantizer().decode(&codes[..self.levels], 1, self.levels))
     }
 
+    fn opening(&self) -> usize {
+        growing(OPENING, self.codec.config().decoding.window, 0)
+            + growing(OPENING_AHEAD, self.codec.config().decoding.halo, 0)
+    }
+
+    fn windows(&self, frames: usize) -> Windows {
+        vec![("codec", growing_starts(OPENING, self.codec.config().decoding.window, frames))]
+    }
+
     fn finish(self: Box<Self>) -> Vec<f32> {
         self.rest()
     }
 }
 
 impl PaintStream for HouseStream<'_> {
+    fn opening(&self) -> usize {
+        DecodeStream::opening(self)
+    }
+
+    fn windows(&self, frames: usize) -> Windows {
+        DecodeStream::windows(self, frames)
+    }
+
     fn push(&mut self, code: u16, detail: &[f32]) -> Vec<f32> {
         let outline = self.codec.quantizer().vector(0, usize::from(code));
         self.push_latent(outline.iter().zip(detail).map(|(outline, detail)| outline + detail).collect())

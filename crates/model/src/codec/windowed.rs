@@ -19,20 +19,17 @@ impl<N: Fn(&[f32]) -> Vec<f32>, Q: Fn(Vec<f32>) -> Vec<u16>> EncodeStream for Wi
     }
 }
 
-/// Frames of the first window of decoders that draw.
-pub(crate) const OPENING: usize = 24;
-
-/// Where the windows of such a decoder begin, in `frames` frames, for windows of at most `window` frames: there may be seams.
-pub fn window_starts(window: usize, frames: usize) -> Vec<usize> {
-    std::iter::successors(Some(0), |passed| Some(passed + growing(OPENING, window, *passed)))
-        .take_while(|start| *start < frames)
-        .collect()
+/// Rows of the window that begins after `passed` rows, or look-ahead of it: from `opening` on, as many as there were before, at
+/// most `most`. So the first sound comes early, and places of windows depend on nothing but these.
+pub(crate) fn growing(opening: usize, most: usize, passed: usize) -> usize {
+    passed.max(opening).min(most)
 }
 
-/// Rows of the window that begins after `passed` rows: from `opening` on, as many as there were before, at most `window`. So the
-/// first sound comes early, and places of windows depend on nothing but these.
-pub(crate) fn growing(opening: usize, window: usize, passed: usize) -> usize {
-    passed.max(opening).min(window)
+/// Where windows begin that grow from `opening` to `window` rows, in `rows` rows.
+pub(crate) fn growing_starts(opening: usize, window: usize, rows: usize) -> Vec<usize> {
+    std::iter::successors(Some(0), |passed| Some(passed + growing(opening, window, *passed)))
+        .take_while(|start| *start < rows)
+        .collect()
 }
 
 /// Rows wait until all neighbours that their outputs depend on are there; then they go through in windows.
@@ -43,8 +40,8 @@ pub(crate) struct Windowed {
     reach: usize,
     /// Rows at a time: memory, and little else, grows with it.
     window: usize,
-    /// Rows of the first window.
-    opening: usize,
+    /// Rows of the first window, and that it looks ahead.
+    opening: [usize; 2],
     /// Rows that have gone through.
     passed: usize,
     /// What waits, and before it as many rows as are still in reach.
@@ -55,17 +52,27 @@ pub(crate) struct Windowed {
 
 impl Windowed {
     pub(crate) fn new(sizes: [usize; 2], reach: usize, window: usize) -> Self {
-        Self { sizes, reach, window, opening: window, passed: 0, values: Vec::new(), done: 0 }
+        Self { sizes, reach, window, opening: [window, reach], passed: 0, values: Vec::new(), done: 0 }
     }
 
-    /// Begins with a window of so many rows; see [`growing`].
-    pub(crate) fn opening_with(self, opening: usize) -> Self {
+    /// Begins with a window of so many rows that looks so many ahead; see [`growing`]. Less than the reach is an approximation.
+    pub(crate) fn opening_with(self, opening: [usize; 2]) -> Self {
         Self { opening, ..self }
+    }
+
+    /// Rows that it takes before its first window is full.
+    pub(crate) fn opening(&self) -> usize {
+        growing(self.opening[0], self.window, 0) + growing(self.opening[1], self.reach, 0)
     }
 
     /// Rows of the next window.
     fn next(&self) -> usize {
-        growing(self.opening, self.window, self.passed)
+        growing(self.opening[0], self.window, self.passed)
+    }
+
+    /// Rows that it looks ahead.
+    fn ahead(&self) -> usize {
+        growing(self.opening[1], self.reach, self.passed)
     }
 
     /// Takes values, whole rows or not, and gives the outputs of the rows that are ready. `network` gets some rows and gives
@@ -75,7 +82,7 @@ impl Windowed {
         // Not all at once: what waits stays short.
         for part in values.chunks(self.window * self.sizes[0]) {
             self.values.extend_from_slice(part);
-            while self.values.len() / self.sizes[0] >= self.done + self.next() + self.reach {
+            while self.values.len() / self.sizes[0] >= self.done + self.next() + self.ahead() {
                 out.extend(self.run(self.next(), &network));
             }
         }
@@ -96,7 +103,7 @@ impl Windowed {
 
     fn run(&mut self, count: usize, network: &impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
         let [from, to] = self.sizes;
-        let seen = ((self.done + count + self.reach) * from).min(self.values.len());
+        let seen = ((self.done + count + self.ahead()) * from).min(self.values.len());
         let mut out = network(&self.values[..seen]);
         out.truncate((self.done + count) * to);
         out.drain(..self.done * to);
@@ -127,7 +134,8 @@ mod tests {
             length in 0usize..120, window in 1usize..9, opening in 1usize..9, more in 0usize..3, push in 1usize..20,
         ) {
             let values: Vec<f32> = (0..length).map(|n| (n * 7 % 23) as f32).collect();
-            let mut windowed = Windowed::new([3, 2], 2 + more, window).opening_with(opening);
+            let mut windowed = Windowed::new([3, 2], 2 + more, window).opening_with([opening, 2]);
+            prop_assert_eq!(windowed.opening(), window.min(opening) + 2);
             let mut out: Vec<f32> = values.chunks(push).flat_map(|part| windowed.push(part, sums)).collect();
             prop_assert!(windowed.values.len() <= 3 * (2 * (2 + more) + window + 1));
             out.extend(windowed.finish(sums));
@@ -137,7 +145,7 @@ mod tests {
 
     #[test]
     fn windows_grow_to_their_size() {
-        assert_eq!(window_starts(160, 600), [0, 24, 48, 96, 192, 352, 512]);
-        assert_eq!(window_starts(16, 40), [0, 16, 32]);
+        assert_eq!(growing_starts(24, 160, 600), [0, 24, 48, 96, 192, 352, 512]);
+        assert_eq!(growing_starts(24, 16, 40), [0, 16, 32]);
     }
 }

@@ -8,7 +8,7 @@ use mambo_kernels::mamba2::TAPS;
 use serde::{Deserialize, Serialize};
 
 use crate::ops;
-use crate::parameters::{Bound, Initialiser, Parameters, Role};
+use crate::parameters::{Bound, Initialiser, Parameter, Parameters, Role, Side};
 use crate::ssm::{Mamba2, Mamba2Config};
 
 /// Cosine and sine pairs that describe the time.
@@ -146,8 +146,20 @@ impl Denoiser {
         }
     }
 
-    /// The network called `name` on `device`.
-    pub fn new(name: &'static str, config: &DenoiserConfig, heads: Option<usize>, bound: Bound) -> Self {
+    /// The network called `name` on `device`: on an autodiff device to be trained, else to be run many times.
+    pub fn new(
+        name: &'static str,
+        config: &DenoiserConfig,
+        heads: Option<usize>,
+        parameters: &Parameters,
+        device: &Device,
+    ) -> Self {
+        let side = |parameter: &Parameter| {
+            let matrix = parameter.name.ends_with(".weight") && parameter.shape.len() == 2;
+            let turned = parameter.name.contains(".scan.");
+            (matrix && parameter.name.starts_with(name)).then_some(if turned { Side::Turned } else { Side::Plain })
+        };
+        let bound = if device.is_autodiff() { parameters.bind(device) } else { parameters.bind_packed(device, side) };
         Self { name, config: config.clone(), heads, bound }
     }
 
@@ -163,7 +175,7 @@ impl Denoiser {
 
     fn linear<const D: usize>(&self, part: &str, x: Tensor<D>) -> Tensor<D> {
         let [weight, bias] = ["weight", "bias"].map(|end| format!("{}.{part}.{end}", self.name));
-        ops::linear(x, self.bound.tensor(&weight), Some(self.bound.tensor(&bias)))
+        self.bound.weight(&weight, Side::Plain).apply(x, Some(self.bound.tensor(&bias)))
     }
 
     /// The network's answer `[b, t, values]` for noisy values of unit variance, known values `[b, t, known]`, times `[b]`,

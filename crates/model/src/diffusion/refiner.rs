@@ -79,7 +79,7 @@ impl Default for RefinerSampling {
             guidance: 1.0,
             outline_guidance: 1.0,
             noise: 1.0,
-            window: 96,
+            window: 224,
             halo: 32,
         }
     }
@@ -251,7 +251,7 @@ impl Refiner {
         let values = |name: &str| parameters.get(name).expect("listed in RefinerConfig::parameters").values.clone();
         let heads = (config.text_heads > 0).then_some(config.text_heads);
         Self {
-            network: Denoiser::new(NAME, &config.network, heads, parameters.bind(device)),
+            network: Denoiser::new(NAME, &config.network, heads, parameters, device),
             statistics: STATISTICS.map(values),
             text_deviation: values(TEXT_DEVIATION)[0],
             config,

@@ -1,4 +1,5 @@
-//! The second stage on an outline that goes on: overlapped windows with a fixed look-ahead, in constant memory.
+//! The second stage on an outline that goes on: overlapped windows with a fixed look-ahead (a shorter one in the first window), in
+//! constant memory.
 //!
 //! The noise of a frame depends on the seed and its place alone, and every window is painted with the frames around it; so how
 //! frames are pushed changes nothing, and two windows that meet have painted the place where they meet alike, but for what
@@ -7,10 +8,13 @@
 use std::collections::VecDeque;
 
 use super::{Refiner, Solver};
-use crate::codec::windowed::{OPENING, Windowed};
-use crate::codec::{Codec, DecodeStream, PaintStream, Refinable, decode_by_stream};
+use crate::codec::windowed::{Windowed, growing_starts};
+use crate::codec::{Codec, DecodeStream, PaintStream, Refinable, Windows, decode_by_stream};
 use crate::random;
 use crate::tokens::{CodecSpec, CodecTokens};
+
+/// Frames that the first window looks ahead, if later ones look further: the first sound comes early.
+const OPENING_AHEAD: usize = 16;
 
 /// A codec of one level, whose detail a second stage paints: what the two together can do at best.
 pub struct RefinedCodec<'a> {
@@ -50,6 +54,8 @@ pub struct RefinerStream<'a> {
     text: Option<Vec<f32>>,
     seed: u64,
     windows: Windowed,
+    /// Frames of the first window.
+    opening: usize,
     /// Sets of noise of a frame.
     sets: usize,
     /// Frames pushed.
@@ -73,9 +79,13 @@ impl<'a> RefinerStream<'a> {
         let sampling = &config.sampling;
         let sets = if sampling.solver == Solver::Ancestral { 1 + sampling.steps } else { 1 };
         let row = config.outline_width + sets * config.detail_width;
+        let decoder = codec.painted(seed);
+        let windows = Windowed::new([row, config.detail_width], sampling.halo, sampling.window);
         Self {
-            windows: Windowed::new([row, config.detail_width], sampling.halo, sampling.window).opening_with(OPENING),
-            decoder: codec.painted(seed),
+            // As much at once as the codec waits for.
+            windows: windows.opening_with([decoder.opening(), OPENING_AHEAD]),
+            opening: decoder.opening(),
+            decoder,
             refiner,
             codec,
             text,
@@ -116,6 +126,17 @@ impl DecodeStream for RefinerStream<'_> {
         let (refiner, text, sets) = (self.refiner, self.text.as_deref(), self.sets);
         let detail = self.windows.push(&row, |rows| Self::paint(refiner, text, sets, rows));
         self.decode(&detail)
+    }
+
+    fn opening(&self) -> usize {
+        self.windows.opening()
+    }
+
+    fn windows(&self, frames: usize) -> Windows {
+        let own = growing_starts(self.opening, self.refiner.config().sampling.window, frames);
+        let mut all = vec![("second stage", own)];
+        all.extend(self.decoder.windows(frames));
+        all
     }
 
     fn finish(mut self: Box<Self>) -> Vec<f32> {

@@ -1,6 +1,7 @@
 //! Norms, activations, linear layers, depthwise convolution, dropout and the loss.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
@@ -9,7 +10,7 @@ use mambo_kernels::bf16_product::MatrixPrecision;
 use mambo_kernels::cross_entropy;
 use mambo_kernels::depthwise::Depthwise;
 use mambo_kernels::dropout::Dropout;
-use mambo_kernels::linear::{Matrix, Start};
+use mambo_kernels::linear::{Matrix, Panels, Start};
 use mambo_kernels::norm::Norm;
 
 use super::{Operation, apply_1, apply_2, apply_3, from_vec, shape, values, width};
@@ -215,6 +216,70 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight_io: Tensor<2>, bias: Option<T
 /// As [`linear()`] for a weight stored `[outputs, inputs]`, as PyTorch and published checkpoints have it.
 pub fn linear_turned<const D: usize>(x: Tensor<D>, weight_oi: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     apply_linear(true, x, weight_oi, bias)
+}
+
+/// A linear layer with (x) or (x, bias) and a weight that was packed before.
+#[derive(Debug)]
+struct PackedOperation(Arc<Panels>);
+
+impl Operation for PackedOperation {
+    fn forward(&self, inputs: &[FlexTensor], _tracked: bool) -> Results {
+        let x = matrix(&inputs[0]);
+        let mut out = vec![0.0f32; x.rows() * self.0.columns()];
+        self.0.multiply(x, &mut out, inputs.get(1).map_or(Start::Zero, |bias| Start::Row(values(bias))));
+        let mut dims = shape(&inputs[0]).to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = self.0.columns();
+        }
+        (from_vec(out, dims), Vec::new())
+    }
+
+    fn backward(&self, _inputs: &[FlexTensor], _saved: &[FlexTensor], _gradient: &FlexTensor) -> Vec<FlexTensor> {
+        unreachable!("packed weights are bound without gradients")
+    }
+}
+
+/// The matrix of a linear layer.
+#[derive(Debug, Clone)]
+pub enum LinearWeight {
+    /// `[inputs, outputs]`.
+    Plain(Tensor<2>),
+    /// `[outputs, inputs]`, as PyTorch and published checkpoints have it.
+    Turned(Tensor<2>),
+    /// Packed once for many products, without gradients.
+    Packed(Arc<Panels>),
+}
+
+impl LinearWeight {
+    /// `x weight + bias` over the last axis; `bias` `[outputs]`.
+    pub fn apply<const D: usize>(&self, x: Tensor<D>, bias: Option<Tensor<1>>) -> Tensor<D> {
+        match (self, bias) {
+            (Self::Plain(weight), bias) => linear(x, weight.clone(), bias),
+            (Self::Turned(weight), bias) => linear_turned(x, weight.clone(), bias),
+            (Self::Packed(panels), Some(bias)) => apply_2(PackedOperation(panels.clone()), x, bias),
+            (Self::Packed(panels), None) => apply_1(PackedOperation(panels.clone()), x),
+        }
+    }
+
+    /// The tensor `[outputs, inputs]`.
+    ///
+    /// # Panics
+    /// If it is bound another way.
+    pub fn turned(&self) -> &Tensor<2> {
+        match self {
+            Self::Turned(weight) => weight,
+            Self::Plain(_) | Self::Packed(_) => panic!("a weight that is not bound as [outputs, inputs]"),
+        }
+    }
+
+    /// Values of a row of x.
+    pub fn inputs(&self) -> usize {
+        match self {
+            Self::Plain(weight) => weight.dims()[0],
+            Self::Turned(weight) => weight.dims()[1],
+            Self::Packed(panels) => panels.depth(),
+        }
+    }
 }
 
 #[derive(Debug)]

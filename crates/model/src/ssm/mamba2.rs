@@ -8,8 +8,8 @@ use burn::tensor::{Tensor, activation};
 use mambo_kernels::mamba2::TAPS;
 use serde::{Deserialize, Serialize};
 
-use crate::ops;
-use crate::parameters::{Bound, Initialiser, Parameters, Role};
+use crate::ops::{self, LinearWeight};
+use crate::parameters::{Bound, Initialiser, Parameters, Role, Side};
 
 use super::{causal_conv, chunked_scan, draw_step_biases, linear, padding_mask};
 
@@ -103,14 +103,14 @@ pub struct Mamba2State {
 #[derive(Debug, Clone)]
 pub struct Mamba2 {
     config: Mamba2Config,
-    in_proj: Tensor<2>,
+    in_proj: LinearWeight,
     conv_weight_cw: Tensor<2>,
     conv_bias_c: Tensor<1>,
     dt_bias_h: Tensor<1>,
     a_log_h: Tensor<1>,
     d_h: Tensor<1>,
     norm_weight: Tensor<1>,
-    out_proj: Tensor<2>,
+    out_proj: LinearWeight,
 }
 
 impl Mamba2 {
@@ -118,20 +118,20 @@ impl Mamba2 {
     pub fn new(config: &Mamba2Config, prefix: &str, bound: &Bound) -> Self {
         Self {
             config: config.clone(),
-            in_proj: bound.tensor(&format!("{prefix}.in_proj.weight")),
+            in_proj: bound.weight(&format!("{prefix}.in_proj.weight"), Side::Turned),
             conv_weight_cw: bound.tensor::<3>(&format!("{prefix}.conv1d.weight")).reshape([config.conv_width(), TAPS]),
             conv_bias_c: bound.tensor(&format!("{prefix}.conv1d.bias")),
             dt_bias_h: bound.tensor(&format!("{prefix}.dt_bias")),
             a_log_h: bound.tensor(&format!("{prefix}.A_log")),
             d_h: bound.tensor(&format!("{prefix}.D")),
             norm_weight: bound.tensor(&format!("{prefix}.norm.weight")),
-            out_proj: bound.tensor(&format!("{prefix}.out_proj.weight")),
+            out_proj: bound.weight(&format!("{prefix}.out_proj.weight"), Side::Turned),
         }
     }
 
     /// The state before the first frame.
     pub fn start(&self, batch: usize) -> Mamba2State {
-        let (config, device) = (&self.config, self.in_proj.device());
+        let (config, device) = (&self.config, self.conv_bias_c.device());
         Mamba2State {
             conv_bcw: Tensor::zeros([batch, config.conv_width(), TAPS - 1], &device),
             ssm_bhpn: Tensor::zeros([batch, config.heads(), config.head_dim, config.d_state], &device),
@@ -155,7 +155,7 @@ impl Mamba2 {
             d_skip: self.d_h.clone(),
             norm_weight: self.norm_weight.clone(),
         };
-        let projected = ops::linear_turned(u_btd, self.in_proj.clone(), None);
+        let projected = self.in_proj.apply(u_btd, None);
         let (y, state) = match state {
             None => {
                 let y = ops::mamba2_mixer(projected, weights, config.kernel(), padding.to_vec(), false);
@@ -168,7 +168,7 @@ impl Mamba2 {
                 (y, Some(Mamba2State { conv_bcw: states.conv_bcw, ssm_bhpn: states.ssm_bhpn }))
             }
         };
-        (ops::linear_turned(y, self.out_proj.clone(), None), state)
+        (self.out_proj.apply(y, None), state)
     }
 
     /// The same in plain tensor operations: the oracle of [`Mamba2::forward`].
@@ -178,7 +178,7 @@ impl Mamba2 {
         let (inner, size, heads) = (config.d_inner(), config.d_state, config.heads());
         let mask_bt1 = padding_mask(batch, frames, padding, &u_btd.device());
         // A zero input makes zero convolution inputs: the same history as before a first frame.
-        let zxbcdt = linear(u_btd * mask_bt1.clone(), &self.in_proj);
+        let zxbcdt = linear(u_btd * mask_bt1.clone(), self.in_proj.turned());
         let z_bti = zxbcdt.clone().narrow(2, 0, inner);
         let xbc_btc = zxbcdt.clone().narrow(2, inner, config.conv_width());
         let dt_bth = zxbcdt.narrow(2, inner + config.conv_width(), heads);
@@ -208,7 +208,7 @@ impl Mamba2 {
         let y_bthp = y_bthp + x_bthp * self.d_h.clone().reshape([1, 1, heads, 1]);
         let gated = y_bthp.reshape([batch, frames, inner]) * activation::silu(z_bti);
         let normed = self.gated_norm(gated.reshape([batch * frames, inner])).reshape([batch, frames, inner]);
-        (linear(normed, &self.out_proj), Mamba2State { conv_bcw, ssm_bhpn })
+        (linear(normed, self.out_proj.turned()), Mamba2State { conv_bcw, ssm_bhpn })
     }
 
     /// One frame: `u_bd` to `y_bd`, by the recurrence itself.
@@ -217,7 +217,7 @@ impl Mamba2 {
         let [batch, _] = u_bd.dims();
         let (inner, size, heads) = (config.d_inner(), config.d_state, config.heads());
         let (width, conv_width) = (config.head_dim, config.conv_width());
-        let zxbcdt = u_bd.matmul(self.in_proj.clone().transpose());
+        let zxbcdt = u_bd.matmul(self.in_proj.turned().clone().transpose());
         let z_bi = zxbcdt.clone().narrow(1, 0, inner);
         let xbc_bc = zxbcdt.clone().narrow(1, inner, conv_width);
         let dt_bh = zxbcdt.narrow(1, inner + conv_width, heads);
@@ -243,7 +243,7 @@ impl Mamba2 {
         let ssm_bhpn = state.ssm_bhpn * decay + x_bhp.clone() * dt * b_bh1n;
         let y = (ssm_bhpn.clone() * c_bh1n).sum_dim(3) + x_bhp * self.d_h.clone().reshape([1, heads, 1, 1]);
         let gated = y.reshape([batch, inner]) * activation::silu(z_bi);
-        let y_bd = self.gated_norm(gated).matmul(self.out_proj.clone().transpose());
+        let y_bd = self.gated_norm(gated).matmul(self.out_proj.turned().clone().transpose());
         (y_bd, Mamba2State { conv_bcw, ssm_bhpn })
     }
 

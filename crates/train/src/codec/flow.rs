@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use mambo_kernels::memory::keep_freed_memory;
 use mambo_model::codec::{FlowNetwork, HouseCodec, LEVEL_CHOICES};
 use mambo_model::ops::with_precision;
 use mambo_model::parameters::Parameters;
@@ -51,7 +50,6 @@ pub fn train(
     parameters: &mut Parameters,
     optimizer: &mut Optimizer,
 ) -> Result<(u64, f64), CodecTrainError> {
-    keep_freed_memory();
     let settings = &experiment.flow;
     let codec = HouseCodec::new(experiment.codec.clone(), parameters.clone());
     let train = sources(experiment, &codec, train);

@@ -32,6 +32,10 @@ impl DecodeStream for DacStream<'_> {
 }
 
 impl PaintStream for DacStream<'_> {
+    fn opening(&self) -> usize {
+        self.windows.opening()
+    }
+
     fn push(&mut self, code: u16, detail: &[f32]) -> Vec<f32> {
         let mut projections = self.codec.codebook_row(0, code).to_vec();
         projections.extend_from_slice(detail);
