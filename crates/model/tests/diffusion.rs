@@ -102,6 +102,22 @@ fn what_is_measured_goes_with_the_weights() {
     assert!(mean(2, 2) < 1e-9);
 }
 
+#[test]
+fn gain_scales_what_is_painted_around_its_mean() {
+    let (config, mut parameters) = RefinerConfig::load(&golden("refiner_flow")).unwrap();
+    parameters.values_mut("detail.mean").unwrap().fill(3.0);
+    let frames = 12;
+    let outline = vec![0.5; frames * config.outline_width];
+    let painted = |gain: f32| {
+        let sampling = RefinerSampling { gain, ..config.sampling.clone() };
+        let refiner = Refiner::new(config.clone(), &parameters, &Device::flex()).with_sampling(sampling).unwrap();
+        refiner.paint(&outline, None, |_| Initialiser::seeded(7).normal(frames * DETAIL, 1.0))
+    };
+    for (plain, scaled) in painted(1.0).into_iter().zip(painted(1.25)) {
+        assert!((1.25 * (plain - 3.0) - (scaled - 3.0)).abs() < 1e-5, "{plain} became {scaled}");
+    }
+}
+
 /// A second stage for the small DAC, with drawn weights whose answers are not all zero.
 fn for_dac(dac: &Dac, objective: Objective, solver: Solver) -> Refiner {
     let known = dac.refinable().unwrap();

@@ -40,6 +40,9 @@ pub struct DiffusionExperiment {
     pub data: DataConfig,
     /// Shapes and objective.
     pub model: ModelConfig,
+    /// Folder of a second stage whose weights and statistics training starts from, instead of random ones.
+    #[serde(default)]
+    pub start_from: Option<PathBuf>,
     /// The optimiser.
     #[serde(default)]
     pub optim: OptimConfig,
@@ -242,14 +245,16 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
 
     // Model, optimiser, run folder; resume.
     let config = experiment.refiner(codec, text_width);
-    let mut parameters = config.parameters(&mut Initialiser::seeded(seed));
+    let (mut parameters, measured) = first_parameters(experiment, &config)?;
     let mut optimizer = Optimizer::new(&experiment.optim, &parameters, train.steps);
     let folder = RunFolder::open(folder, experiment)?;
     let resumed = checkpoint::load::<Option<f64>>(&folder.checkpoint(), seed, &mut parameters, &mut optimizer)?;
     let (mut step, mut score) = match resumed {
         Some(at) => (at.step, at.state),
         None => {
-            measure(&source, codec, text_width).store(&mut parameters);
+            if !measured {
+                measure(&source, codec, text_width).store(&mut parameters);
+            }
             (0, None)
         }
     };
@@ -326,6 +331,25 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
     config.save(&out, &optimizer.averaged(&parameters))?;
     let stopped = step < train.steps;
     Ok(DiffusionOutcome { folder: out, step, validation: score, stopped, parameters })
+}
+
+/// Random weights, or those of the folder that the experiment names, with its statistics; whether these are measured.
+fn first_parameters(
+    experiment: &DiffusionExperiment,
+    config: &RefinerConfig,
+) -> Result<(Parameters, bool), TrainError> {
+    let Some(folder) = &experiment.start_from else {
+        return Ok((config.parameters(&mut Initialiser::seeded(experiment.seed)), false));
+    };
+    let (known, parameters) = RefinerConfig::load(folder)?;
+    if (RefinerConfig { sampling: config.sampling.clone(), ..known }) != *config {
+        return Err(TrainError::Setting {
+            key: "start_from",
+            found: format!("{} with another codec, text encoder, objective or other sizes", folder.display()),
+            expected: "the folder of a second stage whose refiner.toml has those of [model]",
+        });
+    }
+    Ok((parameters, true))
 }
 
 /// All shards speak this codec, with all its levels; the width of their text states.

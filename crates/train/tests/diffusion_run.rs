@@ -79,6 +79,7 @@ fn experiment(shards: PathBuf, objective: Objective, steps: u64) -> DiffusionExp
             text_heads: 2,
             network: DenoiserConfig { width: 32, blocks: 2, kernel: 3, expansion: 2, state: 4 },
         },
+        start_from: None,
         optim: OptimConfig { rate: 1e-2, warmup: 5, ema: 0.9, ..OptimConfig::default() },
         train: LoopConfig {
             steps,
@@ -155,6 +156,25 @@ fn a_stopped_run_goes_on_as_if_it_had_never_stopped() {
         let [a, b] = [&whole, &second].map(|outcome| std::fs::read(outcome.folder.join(file)).unwrap());
         assert_eq!(a, b, "{file}");
     }
+}
+
+#[test]
+fn a_run_can_start_from_another() {
+    let place = tempfile::tempdir().unwrap();
+    write_shards(&place.path().join("shards"), dac().spec());
+    let first =
+        go(&experiment(place.path().join("shards"), Objective::Flow, 300), &place.path().join("first"), u64::MAX);
+    let first = first.unwrap();
+    let mut further = experiment(place.path().join("shards"), Objective::Flow, 3);
+    further.optim.rate = 1e-4;
+    let fresh = go(&further, &place.path().join("fresh"), u64::MAX).unwrap();
+    further.start_from = Some(first.folder.clone());
+    let second = go(&further, &place.path().join("second"), u64::MAX).unwrap();
+    let [first_loss, fresh, second] = [&first, &fresh, &second].map(|outcome| outcome.validation.unwrap());
+    assert!(second < fresh - 0.3 && (second - first_loss).abs() < 0.05, "{first_loss}, {fresh}, {second}");
+    further.model.network.width = 64;
+    let error = go(&further, &place.path().join("third"), u64::MAX).unwrap_err().to_string();
+    assert!(error.contains("start_from") && error.contains("other sizes"), "{error}");
 }
 
 #[test]
