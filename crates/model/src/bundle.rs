@@ -341,3 +341,55 @@ impl Iterator for Clip<'_> {
         self.release(rest)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Codec;
+    use crate::codec::dac::Dac;
+    use crate::composer::Composition;
+
+    /// Writes the same codes for ever.
+    struct Drone(CodecSpec);
+
+    impl Composer for Drone {
+        fn tokens(&self) -> CodecSpec {
+            self.0.clone()
+        }
+
+        fn sampling(&self) -> Sampling {
+            Sampling::default()
+        }
+
+        fn compose(&self, _prompt: &str, _sampling: &Sampling, _seed: u64) -> Result<Composition, SamplingError> {
+            let levels = self.0.levels;
+            let frames = (0u16..).map(move |n| vec![n % 7; levels]);
+            Ok(Composition { tempo: None, text: None, frames: Box::new(frames) })
+        }
+    }
+
+    #[test]
+    fn a_clip_ends_faded_where_it_was_told_to_or_soon_after_it_is_stopped() {
+        let dac = Dac::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/dac")).unwrap();
+        let bundle = Bundle::new(Box::new(Drone(dac.spec().clone())), Box::new(dac));
+        let sampling = Sampling::default();
+        let request = Request { prompt: String::new(), seconds: 1.0, seed: 1, sampling, fade: 0.2, even: false };
+        let unfaded: Vec<f32> = bundle.clip(&Request { fade: 0.0, ..request.clone() }).unwrap().flatten().collect();
+        let whole: Vec<f32> = bundle.clip(&request).unwrap().flatten().collect();
+        assert_eq!((whole.len(), unfaded.len()), (44_100, 44_100));
+        let fade = 8_820;
+        assert_eq!(whole[..44_100 - fade], unfaded[..44_100 - fade]);
+        let power = |samples: &[f32]| samples.iter().map(|v| v * v).sum::<f32>();
+        assert!(power(&whole[44_000..]) < 0.01 * power(&unfaded[44_000..]) && power(&unfaded[44_000..]) > 0.0);
+        // Stopped: what was under way still comes.
+        let mut clip = bundle.clip(&request).unwrap();
+        let mut stopped = clip.next().unwrap();
+        let heard = stopped.len();
+        clip.stop();
+        stopped.extend(clip.by_ref().flatten());
+        assert!(heard < stopped.len() && stopped.len() < 30_000, "{heard} of {}", stopped.len());
+        assert_eq!(stopped[..heard], unfaded[..heard]);
+        assert!(stopped.last().unwrap().abs() < 1e-6);
+        assert!(clip.next().is_none());
+    }
+}
