@@ -42,6 +42,10 @@ pub(crate) struct Windowed {
     window: usize,
     /// Rows of the first window, and that it looks ahead.
     opening: [usize; 2],
+    /// Rows after a window over which what it made of its look-ahead fades into what the next one makes of the same rows.
+    blend: usize,
+    /// Those of the window before.
+    tail: Vec<f32>,
     /// Rows that have gone through.
     passed: usize,
     /// What waits, and before it as many rows as are still in reach.
@@ -52,12 +56,19 @@ pub(crate) struct Windowed {
 
 impl Windowed {
     pub(crate) fn new(sizes: [usize; 2], reach: usize, window: usize) -> Self {
-        Self { sizes, reach, window, opening: [window, reach], passed: 0, values: Vec::new(), done: 0 }
+        let opening = [window, reach];
+        Self { sizes, reach, window, opening, blend: 0, tail: Vec::new(), passed: 0, values: Vec::new(), done: 0 }
     }
 
     /// Begins with a window of so many rows that looks so many ahead; see [`growing`]. Less than the reach is an approximation.
     pub(crate) fn opening_with(self, opening: [usize; 2]) -> Self {
         Self { opening, ..self }
+    }
+
+    /// Lets neighbouring windows fade into each other over so many rows, where there is as much look-ahead: for a network whose
+    /// outputs depend a little on what lies beyond its reach.
+    pub(crate) fn blending(self, blend: usize) -> Self {
+        Self { blend, ..self }
     }
 
     /// Rows that it takes before its first window is full.
@@ -105,8 +116,16 @@ impl Windowed {
         let [from, to] = self.sizes;
         let seen = ((self.done + count + self.ahead()) * from).min(self.values.len());
         let mut out = network(&self.values[..seen]);
-        out.truncate((self.done + count) * to);
+        let ahead = out.split_off((self.done + count) * to);
         out.drain(..self.done * to);
+        let fading = self.tail.len() / to;
+        let pairs = out.chunks_exact_mut(to).zip(self.tail.chunks_exact(to)).enumerate();
+        for (row, (now, before)) in pairs {
+            let share = (row + 1) as f32 / (fading + 1) as f32;
+            now.iter_mut().zip(before).for_each(|(now, before)| *now = before + share * (*now - before));
+        }
+        self.tail = ahead;
+        self.tail.truncate(self.blend * to);
         self.done += count;
         self.passed += count;
         let gone = self.done.saturating_sub(self.reach);
@@ -132,15 +151,32 @@ mod tests {
         #[test]
         fn windows_and_pushes_change_nothing(
             length in 0usize..120, window in 1usize..9, opening in 1usize..9, more in 0usize..3, push in 1usize..20,
+            blend in 0usize..3,
         ) {
             let values: Vec<f32> = (0..length).map(|n| (n * 7 % 23) as f32).collect();
-            let mut windowed = Windowed::new([3, 2], 2 + more, window).opening_with([opening, 2]);
-            prop_assert_eq!(windowed.opening(), window.min(opening) + 2);
+            // Rows that fade see as far as others do.
+            let blend = blend.min(more);
+            let mut windowed =
+                Windowed::new([3, 2], 2 + more, window).opening_with([opening, 2 + blend]).blending(blend);
+            prop_assert_eq!(windowed.opening(), window.min(opening) + 2 + blend);
             let mut out: Vec<f32> = values.chunks(push).flat_map(|part| windowed.push(part, sums)).collect();
             prop_assert!(windowed.values.len() <= 3 * (2 * (2 + more) + window + 1));
             out.extend(windowed.finish(sums));
             prop_assert_eq!(out, sums(&values));
         }
+    }
+
+    #[test]
+    fn windows_fade_into_each_other() {
+        // A network that says how many rows it saw.
+        let seen = |values: &[f32]| vec![values.len() as f32; values.len()];
+        let mut windowed = Windowed::new([1, 1], 4, 10).opening_with([4, 4]).blending(3);
+        let mut out = windowed.push(&[0.0; 30], seen);
+        out.extend(windowed.finish(seen));
+        // Windows of 4, 4, 8, 10 and 4 rows see 8, 12, 16, 18 and 8.
+        assert_eq!(out[..12], [8.0, 8.0, 8.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0]);
+        assert_eq!(out[16..20], [16.5, 17.0, 17.5, 18.0]);
+        assert_eq!((out.len(), out[26], out[29]), (30, 15.5, 8.0));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! The noise of a frame depends on the seed and its place alone, and every window is painted with the frames around it; so how
 //! frames are pushed changes nothing, and two windows that meet have painted the place where they meet alike, but for what
-//! Mamba-2 layers heard from beyond the look-ahead.
+//! Mamba-2 layers heard from beyond the look-ahead: there they fade into each other.
 
 use std::collections::VecDeque;
 
@@ -83,7 +83,7 @@ impl<'a> RefinerStream<'a> {
         let windows = Windowed::new([row, config.detail_width], sampling.halo, sampling.window);
         Self {
             // As much at once as the codec waits for.
-            windows: windows.opening_with([decoder.opening(), OPENING_AHEAD]),
+            windows: windows.opening_with([decoder.opening(), OPENING_AHEAD]).blending(sampling.halo / 2),
             opening: decoder.opening(),
             decoder,
             refiner,
