@@ -179,6 +179,16 @@ mod tests {
     }
 
     #[test]
+    fn the_first_second_comes_early_and_later_ones_after_half_a_window() {
+        let samples = tone(20, |_| -13.0);
+        let mut leveller = Leveller::new(RATE);
+        let second = RATE as usize;
+        assert!(leveller.push(&samples[..second * 3 / 2]).len() >= second);
+        leveller.push(&samples[second * 3 / 2..]);
+        assert_eq!(leveller.held.len(), DELAY * leveller.hop);
+    }
+
+    #[test]
     fn steady_sound_and_short_accents_pass_and_long_swings_are_drawn_together() {
         let range = |samples: &[f32]| measure(&AudioClip::from_mono(samples.to_vec(), RATE)).range_lu;
         // -13 dBFS of a 997 Hz tone are -16 LUFS.

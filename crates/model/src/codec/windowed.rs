@@ -76,6 +76,11 @@ impl Windowed {
         growing(self.opening[0], self.window, 0) + growing(self.opening[1], self.reach, 0)
     }
 
+    /// Where its windows begin, in `rows` rows.
+    pub(crate) fn starts(&self, rows: usize) -> Vec<usize> {
+        growing_starts(self.opening[0], self.window, rows)
+    }
+
     /// Rows of the next window.
     fn next(&self) -> usize {
         growing(self.opening[0], self.window, self.passed)

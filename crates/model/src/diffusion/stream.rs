@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use super::{Refiner, Solver};
-use crate::codec::windowed::{Windowed, growing_starts};
+use crate::codec::windowed::Windowed;
 use crate::codec::{Codec, DecodeStream, PaintStream, Refinable, Windows, decode_by_stream};
 use crate::random;
 use crate::tokens::{CodecSpec, CodecTokens};
@@ -54,8 +54,6 @@ pub struct RefinerStream<'a> {
     text: Option<Vec<f32>>,
     seed: u64,
     windows: Windowed,
-    /// Frames of the first window.
-    opening: usize,
     /// Sets of noise of a frame.
     sets: usize,
     /// Frames pushed.
@@ -84,7 +82,6 @@ impl<'a> RefinerStream<'a> {
         Self {
             // As much at once as the codec waits for.
             windows: windows.opening_with([decoder.opening(), OPENING_AHEAD]).blending(sampling.halo / 2),
-            opening: decoder.opening(),
             decoder,
             refiner,
             codec,
@@ -133,8 +130,7 @@ impl DecodeStream for RefinerStream<'_> {
     }
 
     fn windows(&self, frames: usize) -> Windows {
-        let own = growing_starts(self.opening, self.refiner.config().sampling.window, frames);
-        let mut all = vec![("second stage", own)];
+        let mut all = vec![("second stage", self.windows.starts(frames))];
         all.extend(self.decoder.windows(frames));
         all
     }

@@ -167,12 +167,7 @@ impl Operation for LinearOperation {
             &mut out,
             inputs.get(2).map_or(Start::Zero, |bias| Start::Row(values(bias))),
         );
-        let mut dims = shape(&inputs[0]).to_vec();
-        let outputs = inputs[1].layout().shape()[if self.turned { 0 } else { 1 }];
-        if let Some(last) = dims.last_mut() {
-            *last = outputs;
-        }
-        (from_vec(out, dims), Vec::new())
+        (in_rows(out, &inputs[0], weight.columns()), Vec::new())
     }
 
     fn backward(&self, inputs: &[FlexTensor], _saved: &[FlexTensor], gradient: &FlexTensor) -> Vec<FlexTensor> {
@@ -192,6 +187,15 @@ impl Operation for LinearOperation {
         }
         results
     }
+}
+
+/// A tensor of rows of `outputs` values, one for each row of `x`.
+fn in_rows(values: Vec<f32>, x: &FlexTensor, outputs: usize) -> FlexTensor {
+    let mut dims = shape(x).to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = outputs;
+    }
+    from_vec(values, dims)
 }
 
 /// All axes but the last as rows.
@@ -227,11 +231,7 @@ impl Operation for PackedOperation {
         let x = matrix(&inputs[0]);
         let mut out = vec![0.0f32; x.rows() * self.0.columns()];
         self.0.multiply(x, &mut out, inputs.get(1).map_or(Start::Zero, |bias| Start::Row(values(bias))));
-        let mut dims = shape(&inputs[0]).to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = self.0.columns();
-        }
-        (from_vec(out, dims), Vec::new())
+        (in_rows(out, &inputs[0], self.0.columns()), Vec::new())
     }
 
     fn backward(&self, _inputs: &[FlexTensor], _saved: &[FlexTensor], _gradient: &FlexTensor) -> Vec<FlexTensor> {
