@@ -351,24 +351,30 @@ fn with_codec(
 }
 
 /// Random weights, or those of the model folder that the experiment names. Clock, echoes and text in every frame may be
-/// new: what the folder lacks of them starts fresh.
+/// new: what the folder lacks of them starts fresh. Of a model of more codebooks the first ones are taken.
 fn first_parameters(experiment: &LmExperiment, config: &LmConfig, vectors: &[f32]) -> Result<Parameters, TrainError> {
     let mut parameters = config.init(vectors, &mut Initialiser::seeded(experiment.seed))?;
     let Some(folder) = &experiment.start_from else { return Ok(parameters) };
     let (file, known) = LmFile::load(folder)?;
-    // The folder's model without what may be new, and ours without it.
-    let plain = |model: &LmConfig| LmConfig {
-        beat_clock: false,
-        echo_beats: Vec::new(),
-        text_in_every_frame: false,
-        ..model.clone()
+    let mut theirs = file.model;
+    if config.codebooks < theirs.codebooks {
+        theirs.codebooks = config.codebooks;
+        theirs.delays.truncate(config.codebooks);
+    }
+    let keeps = (config.beat_clock || !theirs.beat_clock)
+        && (config.text_in_every_frame || !theirs.text_in_every_frame)
+        && (theirs.echo_beats.is_empty() || theirs.echo_beats == config.echo_beats);
+    let grown = LmConfig {
+        beat_clock: config.beat_clock,
+        text_in_every_frame: config.text_in_every_frame,
+        echo_beats: config.echo_beats.clone(),
+        ..theirs
     };
-    let lacks = known.list().iter().any(|known| parameters.get(&known.name).is_none_or(|p| p.shape != known.shape));
-    if lacks || plain(&file.model) != plain(config) {
+    if !keeps || grown != *config {
         return Err(TrainError::Setting {
             key: "start_from",
             found: format!("{} with other sizes", folder.display()),
-            expected: "a model folder whose lm.toml has the sizes of [model]",
+            expected: "a model folder whose lm.toml has the sizes of [model], or the same and more codebooks",
         });
     }
     for parameter in parameters.list_mut() {

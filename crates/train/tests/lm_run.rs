@@ -324,6 +324,18 @@ fn training_goes_on_from_another_model() {
     (plain.train.steps, plain.start_from) = (1, Some(first.join("last")));
     let message = go(&plain, &folder.path().join("taken"), None).unwrap_err().to_string();
     assert!(message.contains("start_from"), "{message}");
+    // Of a model of two codebooks the first goes on alone.
+    (further.model.codebooks, further.model.delays) = (1, vec![0]);
+    further.start_from = Some(first.join("last"));
+    let outcome = go(&further, &folder.path().join("outline"), None).unwrap();
+    let fresh = LmExperiment { start_from: None, ..further.clone() };
+    let fresh = go(&fresh, &folder.path().join("fresh"), None).unwrap();
+    assert_eq!(outcome.scores[0].nll.len(), 1);
+    assert!(score(&outcome) < 0.6 * score(&fresh), "{} {}", score(&outcome), score(&fresh));
+    further.model.text_in_every_frame = false;
+    let message = go(&further, &folder.path().join("deaf"), None).unwrap_err().to_string();
+    assert!(message.contains("start_from"), "{message}");
+    further.model.text_in_every_frame = true;
     further.model.layers = 1;
     let message = go(&further, &folder.path().join("other"), None).unwrap_err().to_string();
     assert!(message.contains("start_from") && message.contains("sizes"), "{message}");

@@ -53,9 +53,6 @@ pub struct CodecArguments {
     /// Second judge (musicnn MTT, the tagger of captions), reported beside the first.
     #[arg(long, value_name = "FILE")]
     second_judge: Option<PathBuf>,
-    /// Write the plot.
-    #[arg(long, value_name = "FILE.svg")]
-    plot: Option<PathBuf>,
     /// Write spectrograms of originals and reconstructions.
     #[arg(long, value_name = "DIR")]
     spectrograms: Option<PathBuf>,
@@ -151,9 +148,6 @@ impl CodecArguments {
         bar.finish_and_clear();
         if let Some(folder) = &self.spectrograms {
             write_spectrograms(&report, folder)?;
-        }
-        if let (Some(path), Some(plot)) = (&self.plot, report.plots.first()) {
-            std::fs::write(path, &plot.svg).with_context(|| path.display().to_string())?;
         }
         self.common.deliver(&report)
     }
