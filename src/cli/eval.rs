@@ -36,6 +36,23 @@ pub enum EvalCommand {
     Files(files::FilesArguments),
 }
 
+/// The flag of those whose report has a plot.
+#[derive(Debug, Args)]
+struct PlotArgument {
+    /// Write the plot of the page.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+impl PlotArgument {
+    fn write(&self, report: &Report) -> Result<()> {
+        if let (Some(path), Some(plot)) = (&self.plot, report.plots.first()) {
+            std::fs::write(path, &plot.svg).with_context(|| format!("--plot {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
 /// Flags of every `mambo eval`.
 #[derive(Debug, Args)]
 struct Common {
@@ -45,9 +62,6 @@ struct Common {
     /// Write a page with players, spectrograms and figures.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Write the plot of the page.
-    #[arg(long, value_name = "FILE.svg")]
-    plot: Option<PathBuf>,
     /// Print the figures as JSON.
     #[arg(long)]
     json: bool,
@@ -92,10 +106,6 @@ impl Common {
     fn deliver(&self, report: &Report) -> Result<ExitCode> {
         if let Some(path) = &self.html {
             report.write_html(path)?;
-        }
-        if let Some(path) = &self.plot {
-            let plot = report.plots.first().context("--plot: this report has no plot")?;
-            std::fs::write(path, &plot.svg).with_context(|| format!("--plot {}", path.display()))?;
         }
         print(if self.json { report.json() } else { report.text() }.trim_end())?;
         Ok(ExitCode::SUCCESS)

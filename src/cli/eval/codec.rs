@@ -16,7 +16,7 @@ use mambo_train::run::read_toml;
 
 use super::super::sampling::RefinerArguments;
 use super::super::{resolve, split, tier};
-use super::{Common, captions, clip_name, cut, places, seconds, spinner, step};
+use super::{Common, PlotArgument, captions, clip_name, cut, places, seconds, spinner, step};
 
 /// Flags of `mambo eval codec`.
 #[derive(Debug, Args)]
@@ -56,6 +56,8 @@ pub struct CodecArguments {
     /// Write spectrograms of originals and reconstructions.
     #[arg(long, value_name = "DIR")]
     spectrograms: Option<PathBuf>,
+    #[command(flatten)]
+    plot: PlotArgument,
     #[command(flatten)]
     common: Common,
     // Last: its heading goes for every flag after it.
@@ -149,6 +151,7 @@ impl CodecArguments {
         if let Some(folder) = &self.spectrograms {
             write_spectrograms(&report, folder)?;
         }
+        self.plot.write(&report)?;
         self.common.deliver(&report)
     }
 

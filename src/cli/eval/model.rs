@@ -29,7 +29,7 @@ use serde_json::json;
 use super::super::generate::default_model;
 use super::super::sampling::{RefiningArguments, SamplingArguments};
 use super::super::{resolve, resolve_some, tier};
-use super::{Common, captions, clip_name, cut, places, seconds, spinner, step};
+use super::{Common, PlotArgument, captions, clip_name, cut, places, seconds, spinner, step};
 
 /// Most that the model's level-1 perplexity may be of the bigram's.
 const SEEN_ARTIST_RATIO: f64 = 0.8;
@@ -89,6 +89,8 @@ pub struct ModelArguments {
     /// Length of a long clip in seconds.
     #[arg(long, default_value_t = 600.0, value_parser = seconds)]
     long_seconds: f64,
+    #[command(flatten)]
+    plot: PlotArgument,
     #[command(flatten)]
     common: Common,
     // Last: a heading goes for every flag after it.
@@ -198,6 +200,7 @@ impl ModelArguments {
             self.perplexities(&folder, &shards, bigram, &mut report)?;
         }
         bar.finish_and_clear();
+        self.plot.write(&report)?;
         self.common.deliver(&report)
     }
 
