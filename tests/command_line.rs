@@ -58,6 +58,8 @@ fn wrong_usage_is_exit_code_2() {
         &["import", "file.ckpt"],
         &["import", "ssm-ttm", "file.ckpt"],
         &["eval", "model", "--corpus", "corpus", "--shards", "shards", "--split", "train"],
+        &["eval", "files", ".", ".", "--html", "no-such-folder/page.html"],
+        &["eval", "codec", ".", "--corpus", "corpus", "--plot", "."],
         &["pull"],
         &["pull", "one-word"],
         &["pull", "../escape"],

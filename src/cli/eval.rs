@@ -16,6 +16,7 @@ use mambo_data::shard::Shard;
 use mambo_data::{Manifest, Split};
 use mambo_eval::frechet::Draws;
 use mambo_eval::{MusicnnJudge, Report};
+use mambo_model::parameters::write_atomically;
 
 use super::print;
 
@@ -40,14 +41,14 @@ pub enum EvalCommand {
 #[derive(Debug, Args)]
 struct PlotArgument {
     /// Write the plot of the page.
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", value_parser = place)]
     plot: Option<PathBuf>,
 }
 
 impl PlotArgument {
     fn write(&self, report: &Report) -> Result<()> {
         if let (Some(path), Some(plot)) = (&self.plot, report.plots.first()) {
-            std::fs::write(path, &plot.svg).with_context(|| format!("--plot {}", path.display()))?;
+            write_atomically(path, plot.svg.as_bytes()).with_context(|| format!("--plot {}", path.display()))?;
         }
         Ok(())
     }
@@ -60,7 +61,7 @@ struct Common {
     #[arg(long, value_name = "FILE")]
     judge: Option<PathBuf>,
     /// Write a page with players, spectrograms and figures.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = place)]
     html: Option<PathBuf>,
     /// Print the figures as JSON.
     #[arg(long)]
@@ -71,6 +72,18 @@ struct Common {
     /// Patches (3 s of sound) a side in Fréchet distances; fewer where there are fewer.
     #[arg(long, default_value_t = 600)]
     patches: usize,
+}
+
+/// Where a report may be written: said before hours of judging, not after.
+fn place(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.parent() {
+        _ if path.is_dir() => Err("a folder; give the name of a file".into()),
+        Some(folder) if folder != Path::new("") && !folder.is_dir() => {
+            Err(format!("there is no folder {}; make it first", folder.display()))
+        }
+        _ => Ok(path),
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -103,11 +116,12 @@ impl Common {
         MusicnnJudge::load("musicnn MSD", &path).with_context(|| format!("--judge {}", path.display()))
     }
 
+    /// Prints the figures, then writes the page: a disk that is full loses no figure.
     fn deliver(&self, report: &Report) -> Result<ExitCode> {
+        print(if self.json { report.json() } else { report.text() }.trim_end())?;
         if let Some(path) = &self.html {
             report.write_html(path)?;
         }
-        print(if self.json { report.json() } else { report.text() }.trim_end())?;
         Ok(ExitCode::SUCCESS)
     }
 }

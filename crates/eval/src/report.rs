@@ -6,6 +6,8 @@ mod text;
 
 use std::path::Path;
 
+use mambo_model::parameters::write_atomically;
+
 use crate::EvalError;
 
 /// Figures, and what there is to see and hear.
@@ -117,17 +119,9 @@ impl Report {
 
     /// Writes [`Report::html`] to a file.
     pub fn write_html(&self, path: &Path) -> Result<(), EvalError> {
-        write(path, &self.html()?)
+        write_atomically(path, self.html()?.as_bytes())
+            .map_err(|source| EvalError::Io { path: path.to_owned(), source })
     }
-
-    /// Writes [`Report::json`] to a file.
-    pub fn write_json(&self, path: &Path) -> Result<(), EvalError> {
-        write(path, &self.json())
-    }
-}
-
-fn write(path: &Path, text: &str) -> Result<(), EvalError> {
-    std::fs::write(path, text).map_err(|source| EvalError::Io { path: path.to_owned(), source })
 }
 
 /// A figure with as many decimals as it deserves.

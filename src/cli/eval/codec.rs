@@ -148,11 +148,12 @@ impl CodecArguments {
         let settings = CodecSettings { levels, seed, draws, ..CodecSettings::default() };
         let (_, report) = codec_report(&codecs, &clips, &judges, &settings, &mut step(&bar))?;
         bar.finish_and_clear();
+        let outcome = self.common.deliver(&report)?;
+        self.plot.write(&report)?;
         if let Some(folder) = &self.spectrograms {
             write_spectrograms(&report, folder)?;
         }
-        self.plot.write(&report)?;
-        self.common.deliver(&report)
+        Ok(outcome)
     }
 
     /// States of the caption of each clip, `[tokens, width]`; none without shards.

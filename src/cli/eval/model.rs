@@ -200,8 +200,9 @@ impl ModelArguments {
             self.perplexities(&folder, &shards, bigram, &mut report)?;
         }
         bar.finish_and_clear();
+        let outcome = self.common.deliver(&report)?;
         self.plot.write(&report)?;
-        self.common.deliver(&report)
+        Ok(outcome)
     }
 
     /// The models to judge beside the first, by the names of their folders.
