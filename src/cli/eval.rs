@@ -77,8 +77,10 @@ struct Common {
 /// Where a report may be written: said before hours of judging, not after.
 fn place(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
+    if path.is_dir() {
+        return Err("a folder; give the name of a file".into());
+    }
     match path.parent() {
-        _ if path.is_dir() => Err("a folder; give the name of a file".into()),
         Some(folder) if folder != Path::new("") && !folder.is_dir() => {
             Err(format!("there is no folder {}; make it first", folder.display()))
         }

@@ -190,7 +190,7 @@ pub fn codec_report(
 
 /// Writes the spectrograms of everything to be heard in a report as `NAME.png` in a folder, and returns their paths.
 pub fn write_spectrograms(report: &Report, folder: &Path) -> Result<Vec<std::path::PathBuf>, EvalError> {
-    std::fs::create_dir_all(folder).map_err(|source| EvalError::Io { path: folder.to_owned(), source })?;
+    std::fs::create_dir_all(folder).map_err(EvalError::io(folder))?;
     let mut paths = Vec::with_capacity(report.players.len());
     for player in &report.players {
         let words = format!("{} {}", player.group, player.title);

@@ -1,6 +1,6 @@
 //! What can go wrong while judging.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An error from a system under test, whatever its type.
 pub type SystemError = Box<dyn std::error::Error + Send + Sync>;
@@ -74,4 +74,12 @@ pub enum EvalError {
         /// Why.
         reason: String,
     },
+}
+
+impl EvalError {
+    /// Wraps an input or output error with the path.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
 }

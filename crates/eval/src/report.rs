@@ -119,8 +119,7 @@ impl Report {
 
     /// Writes [`Report::html`] to a file.
     pub fn write_html(&self, path: &Path) -> Result<(), EvalError> {
-        write_atomically(path, self.html()?.as_bytes())
-            .map_err(|source| EvalError::Io { path: path.to_owned(), source })
+        write_atomically(path, self.html()?.as_bytes()).map_err(EvalError::io(path))
     }
 }
 

@@ -33,7 +33,7 @@ const TICK_INDEX: u8 = 255;
 /// Writes the spectrogram of mono samples at `rate` Hz as a PNG file; a file already there is replaced.
 pub fn spectrogram_png(samples: &[f32], rate: u32, path: &Path) -> Result<(), EvalError> {
     let bytes = spectrogram_bytes(samples, rate)?;
-    write_atomically(path, &bytes).map_err(|source| EvalError::Io { path: path.to_owned(), source })
+    write_atomically(path, &bytes).map_err(EvalError::io(path))
 }
 
 /// The spectrogram as the bytes of a PNG: at most 900 by 240 points, 40 Hz to 20 kHz (or half the rate).

@@ -302,8 +302,12 @@ pub fn write_floats<'a>(
     replace(path, write)
 }
 
-/// Writes `bytes` so that a crash leaves either the old file or the new one: beside, fsync, rename.
+/// Writes `bytes` so that a crash leaves either the old file or the new one: beside, fsync, rename. What is there and no
+/// plain file, a pipe or a device, is written to as it is: a rename would put a file in its place.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    if path.metadata().is_ok_and(|there| !there.is_file()) {
+        return std::fs::write(path, bytes);
+    }
     replace(path, |beside| File::create(beside)?.write_all(bytes))
 }
 
@@ -419,6 +423,22 @@ mod tests {
         parameters.push("a", &[2, 2], Role::Decayed, vec![1.0, 2.0, 3.0, 4.0]);
         parameters.push("b", &[2], Role::Buffer, vec![0.5, -0.5]);
         parameters
+    }
+
+    /// A link to the device, so that a failure of this test breaks no device.
+    #[cfg(unix)]
+    #[test]
+    fn a_device_is_written_to_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        write_atomically(&link, b"gone").unwrap();
+        assert_eq!(std::fs::read_link(&link).unwrap(), Path::new("/dev/null"));
+        let plain = folder.path().join("plain");
+        write_atomically(&plain, b"old").unwrap();
+        write_atomically(&plain, b"new").unwrap();
+        assert_eq!(std::fs::read(&plain).unwrap(), b"new");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 2);
     }
 
     #[test]
