@@ -92,6 +92,9 @@ pub struct RefinerArguments {
     /// Scale of the noise that detail begins as; below 1 is cleaner.
     #[arg(long, value_name = "SCALE")]
     refine_noise: Option<f32>,
+    /// Share of that noise, 0 to 1, which comes back with every beat: above 0, what is played again sounds more alike.
+    #[arg(long, value_name = "SHARE")]
+    refine_beat_noise: Option<f32>,
     /// Scale of what was painted, around its mean: few steps leave it too even.
     #[arg(long, value_name = "SCALE")]
     refine_gain: Option<f32>,
@@ -110,6 +113,7 @@ impl RefinerArguments {
             guidance: self.refine_guidance.unwrap_or(folder.guidance),
             outline_guidance: self.refine_outline_guidance.unwrap_or(folder.outline_guidance),
             noise: self.refine_noise.unwrap_or(folder.noise),
+            beat_noise: self.refine_beat_noise.unwrap_or(folder.beat_noise),
             gain: self.refine_gain.unwrap_or(folder.gain),
             ..folder.clone()
         }

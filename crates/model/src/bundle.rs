@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use mambo_audio::master::Master;
 
+use crate::clock::Metronome;
 use crate::codec::{self, CodecError, DecodeStream, StreamCodec};
 use crate::composer::{Composer, OtherTextEncoder, PromptedLm};
 use crate::diffusion::{REFINER_FOLDER, Refiner, RefinerError, RefinerSampling, RefinerStream};
@@ -200,10 +201,13 @@ impl Bundle {
     }
 
     /// A running decoder of what the composer writes, through the second stage if there is one, for a text that was read as
-    /// `text` `[tokens, text_width]`.
-    pub fn decoder(&self, text: Option<Vec<f32>>, seed: u64) -> Box<dyn DecodeStream + '_> {
+    /// `text` `[tokens, text_width]` and is played at `tempo` beats a minute.
+    pub fn decoder(&self, text: Option<Vec<f32>>, tempo: Option<f32>, seed: u64) -> Box<dyn DecodeStream + '_> {
         match (&self.refiner, self.codec.refinable()) {
-            (Some(refiner), Some(codec)) => Box::new(RefinerStream::new(refiner, codec, text, seed)),
+            (Some(refiner), Some(codec)) => {
+                let metronome = Metronome::new(tempo, codec.spec().frame_rate() as f32);
+                Box::new(RefinerStream::new(refiner, codec, text, metronome, seed))
+            }
             _ => self.codec.decoder(self.composer.tokens().levels, seed),
         }
     }
@@ -228,7 +232,7 @@ impl Bundle {
         let composition = self.composer.compose(&request.prompt, &request.sampling, request.seed)?;
         let (tempo, frames_of_piece) = (composition.tempo, composition.frames);
         let frames = self.codec.spec().frames_for(request.seconds);
-        let stream = self.decoder(composition.text, request.seed);
+        let stream = self.decoder(composition.text, tempo, request.seed);
         let opening = stream.opening();
         let (sender, receiver) = sync_channel(AHEAD);
         let (go_on, wait) = sync_channel(1);

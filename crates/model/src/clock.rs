@@ -123,8 +123,8 @@ pub fn whole_frames(beats_per_minute: f32, frames_per_second: f32) -> f32 {
     frames(frames(beats_per_minute).round().max(fewest))
 }
 
-/// A clock at a constant tempo.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A clock at a constant tempo; by default without a beat.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Metronome {
     beats_per_frame: Option<f64>,
 }
@@ -138,6 +138,16 @@ impl Metronome {
     /// Frames that `beats` last, to the nearest one; `None` without a beat.
     pub fn frames_in(&self, beats: u16) -> Option<usize> {
         self.beats_per_frame.map(|rate| (f64::from(beats) / rate).round().max(1.0) as usize)
+    }
+
+    /// Frames since the last one that a beat falls on, to the nearest; `None` without a beat.
+    pub fn after_beat(&self, frame: u64) -> Option<u64> {
+        self.beats_per_frame.map(|rate| {
+            let start = |beat: f64| (beat / rate).round() as u64;
+            // Half a frame on, so that a beat which rounds to this frame has begun.
+            let beat = ((frame as f64 + 0.5) * rate).floor();
+            frame.saturating_sub(start(beat))
+        })
     }
 
     /// Position of a frame, the first of which is on the beat.

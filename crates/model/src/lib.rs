@@ -12,6 +12,7 @@ pub mod generate;
 pub mod listen;
 pub mod lm;
 pub mod musicgen;
+mod noise;
 pub mod ops;
 pub mod parameters;
 pub mod published;

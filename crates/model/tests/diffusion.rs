@@ -5,6 +5,7 @@
 mod published;
 
 use burn::tensor::Device;
+use mambo_model::clock::Metronome;
 use mambo_model::codec::dac::Dac;
 use mambo_model::codec::{Codec, DecodeStream, StreamCodec};
 use mambo_model::diffusion::{
@@ -146,7 +147,8 @@ fn pushes_change_nothing_and_the_seed_everything() {
     for (objective, solver) in [(Objective::Flow, Solver::Euler), (Objective::VPrediction, Solver::Ancestral)] {
         let refiner = for_dac(&dac, objective, solver);
         let decode = |frames: usize, seed: u64| {
-            let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(&refiner, known, None, seed));
+            let mut stream: Box<dyn DecodeStream + '_> =
+                Box::new(RefinerStream::new(&refiner, known, None, Metronome::default(), seed));
             let mut samples: Vec<f32> = codes[..frames].iter().flat_map(|code| stream.push(&[*code])).collect();
             samples.extend(stream.finish());
             samples
@@ -165,12 +167,39 @@ fn pushes_change_nothing_and_the_seed_everything() {
 }
 
 #[test]
+fn with_a_beat_what_is_played_again_is_painted_again() {
+    let dac = Dac::load(&golden("dac")).unwrap();
+    let known = dac.refinable().unwrap();
+    // Eight frames a beat, of which each is like the one before it.
+    let metronome = Metronome::new(Some(60.0), 8.0);
+    let sound = |beat_noise: f32| {
+        let refiner = for_dac(&dac, Objective::Flow, Solver::Euler);
+        let sampling = RefinerSampling { beat_noise, ..refiner.config().sampling.clone() };
+        let refiner = refiner.with_sampling(sampling).unwrap();
+        let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(&refiner, known, None, metronome, 1));
+        let mut samples: Vec<f32> = (0..96).flat_map(|n| stream.push(&[n % 8])).collect();
+        samples.extend(stream.finish());
+        samples
+    };
+    let beat = 8 * 8;
+    let change = |samples: &[f32]| -> f32 {
+        let (here, later) = (&samples[4 * beat..6 * beat], &samples[5 * beat..7 * beat]);
+        here.iter().zip(later).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt()
+    };
+    let (none, some, all) = (change(&sound(0.0)), change(&sound(0.5)), change(&sound(1.0)));
+    assert!(all < 1e-4 * none && all < 0.1 * some && some < 0.9 * none, "{none} {some} {all}");
+    let refiner = for_dac(&dac, Objective::Flow, Solver::Euler);
+    let sampling = RefinerSampling { beat_noise: 1.5, ..refiner.config().sampling.clone() };
+    assert!(refiner.with_sampling(sampling).err().unwrap().contains("beat_noise"));
+}
+
+#[test]
 fn outline_and_detail_of_codes_are_what_the_codec_decodes() {
     let dac = Dac::load(&golden("dac")).unwrap();
     let known = dac.refinable().unwrap();
     let samples = Golden::read("dac").narrow("samples");
     let tokens = dac.encode(&samples);
-    let mut stream = known.painted(0);
+    let mut stream = known.painted(0, &Metronome::default());
     let mut got = Vec::new();
     for frame in 0..tokens.frames {
         let codes = tokens.frame(frame);

@@ -299,7 +299,7 @@ fn generate(bundle: &Bundle, sampling: Sampling) -> Generate<'_> {
     Box::new(move |request| {
         let piece = bundle.composer().compose(request.prompt, &sampling, request.seed).map_err(SystemError::from)?;
         let frames = piece.frames.take(spec.frames_for(request.seconds));
-        Ok(render(bundle.decoder(piece.text, request.seed), frames, rate, request.seconds))
+        Ok(render(bundle.decoder(piece.text, piece.tempo, request.seed), frames, rate, request.seconds))
     })
 }
 
@@ -360,7 +360,7 @@ fn systems<'a>(
     };
     systems.push(of_real("real tokens", Role::Ceiling, Box::new(move |seed| codec.decoder(ceiling, seed))));
     if refined {
-        let decoder: Decoder<'a> = Box::new(move |seed| bundle.decoder(None, seed));
+        let decoder: Decoder<'a> = Box::new(move |seed| bundle.decoder(None, None, seed));
         systems.push(of_real("real outline, refined", Role::Other, decoder));
     }
     systems

@@ -19,6 +19,7 @@ use super::{
     BandLayout, Codec, DecodeStream, EncodeStream, HouseStream, PaintStream, Refinable, ResidualQuantizer, StreamCodec,
     decode_by_stream, encode_by_stream,
 };
+use crate::clock::Metronome;
 use crate::diffusion::DenoiserConfig;
 use crate::parameters::{Initialiser, Parameters, Precision, Role, WriteError, write_atomically};
 use crate::tokens::{CodecSpec, CodecTokens};
@@ -352,7 +353,7 @@ impl StreamCodec for HouseCodec {
     }
 
     fn decoder(&self, levels: usize, seed: u64) -> Box<dyn DecodeStream + '_> {
-        Box::new(HouseStream::new(self, levels, seed))
+        Box::new(HouseStream::new(self, levels, seed, Metronome::default()))
     }
 
     fn codebooks(&self) -> (Vec<f32>, usize) {
@@ -384,8 +385,8 @@ impl Refinable for HouseCodec {
         all.iter().zip(self.quantizer.vector(0, usize::from(codes[0]))).map(|(all, outline)| all - outline).collect()
     }
 
-    fn painted(&self, seed: u64) -> Box<dyn PaintStream + '_> {
-        Box::new(HouseStream::new(self, self.config.spec.levels, seed))
+    fn painted(&self, seed: u64, metronome: &Metronome) -> Box<dyn PaintStream + '_> {
+        Box::new(HouseStream::new(self, self.config.spec.levels, seed, *metronome))
     }
 }
 

@@ -21,6 +21,7 @@ pub use token_file::TokenFile;
 
 use std::path::Path;
 
+use crate::clock::Metronome;
 use crate::musicgen::MusicGen;
 use crate::published::model_type;
 use crate::tokens::{CodecSpec, CodecTokens};
@@ -84,8 +85,9 @@ pub trait Refinable: StreamCodec {
     /// If there are fewer codes than levels, or one is none of the codec.
     fn detail(&self, codes: &[u16]) -> Vec<f32>;
 
-    /// A running decoder of first-level codes with painted detail.
-    fn painted(&self, seed: u64) -> Box<dyn PaintStream + '_>;
+    /// A running decoder of first-level codes with painted detail. What it draws itself, if anything, comes back with every
+    /// beat of the metronome.
+    fn painted(&self, seed: u64, metronome: &Metronome) -> Box<dyn PaintStream + '_>;
 }
 
 /// Stages of a decoder whose windows change what is heard, and the frames where windows of each begin.

@@ -1,7 +1,8 @@
 //! Decoding that goes on: token frames in, samples out, constant memory.
 //!
 //! Tokens are decoded in windows at fixed places, each with the same context on both sides, and the noise of a
-//! token depends on the seed and its place alone; so how the frames are pushed never changes the sound.
+//! token depends on the seed and its place alone (with a beat, its place within that); so how the frames are pushed
+//! never changes the sound.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,6 +12,8 @@ use mambo_audio::spectrum::GriffinLimStream;
 use super::house::usable_levels;
 use super::windowed::{growing, growing_starts};
 use super::{DecodeStream, HouseCodec, HouseConfig, PaintStream, Windows};
+use crate::clock::Metronome;
+use crate::noise::frame_noise;
 use crate::random;
 
 /// Tokens of the first window, and that it looks ahead: a second of sound, and what phase search and leveller hold back of it.
@@ -26,13 +29,12 @@ const NEIGHBOURS: usize = 3;
 
 /// Standard normal noise of some tokens, row-major `[tokens, frames of a token, bands]`. What differs between
 /// neighbouring low bands stands still for a share of `decoding.steady`, so that a held tone keeps its partials; the
-/// envelope keeps its own life.
-fn noise(seed: u64, tokens: Range<usize>, config: &HouseConfig) -> Vec<f32> {
+/// envelope keeps its own life. With a beat it is that of the first beat again and again.
+fn noise(seed: u64, metronome: &Metronome, tokens: Range<usize>, config: &HouseConfig) -> Vec<f32> {
     let (bands, low, steady) = (config.layout.bands(), config.layout.linear, config.decoding.steady);
     let mut out = Vec::with_capacity(tokens.len() * config.width());
     for token in tokens {
-        let mut rng = random::stream(seed, "decode", token as u64);
-        out.extend((0..config.width()).map(|_| random::normal(&mut rng)));
+        out.extend(frame_noise(seed, "decode", metronome, 1.0, token as u64, config.width()));
     }
     if steady == 0.0 {
         return out;
@@ -57,6 +59,7 @@ pub struct HouseStream<'a> {
     levels: usize,
     choice: usize,
     seed: u64,
+    metronome: Metronome,
     /// Latents not yet past the context of the next window, `latent` values each.
     latents: VecDeque<Vec<f32>>,
     /// Place of the first of `latents`.
@@ -66,7 +69,7 @@ pub struct HouseStream<'a> {
 }
 
 impl<'a> HouseStream<'a> {
-    pub(super) fn new(codec: &'a HouseCodec, levels: usize, seed: u64) -> Self {
+    pub(super) fn new(codec: &'a HouseCodec, levels: usize, seed: u64, metronome: Metronome) -> Self {
         assert!(
             (1..=codec.config().spec.levels).contains(&levels),
             "levels must be 1 to {}, found {levels}",
@@ -74,7 +77,7 @@ impl<'a> HouseStream<'a> {
         );
         let (levels, choice) = usable_levels(levels);
         let phases = GriffinLimStream::new(&codec.griffin_lim(), LOOK_AHEAD, seed);
-        Self { codec, phases, levels, choice, seed, latents: VecDeque::new(), first: 0, done: 0 }
+        Self { codec, phases, levels, choice, seed, metronome, latents: VecDeque::new(), first: 0, done: 0 }
     }
 
     /// Decodes `count` tokens with the context there is around them.
@@ -85,8 +88,11 @@ impl<'a> HouseStream<'a> {
         let before = self.done - self.first;
         let tokens = end - self.first;
         let inputs: Vec<f32> = self.latents.iter().take(tokens).flatten().copied().collect();
-        let noise: Vec<f32> =
-            if config.decoding.steps == 0 { Vec::new() } else { noise(self.seed, self.first..end, config) };
+        let noise: Vec<f32> = if config.decoding.steps == 0 {
+            Vec::new()
+        } else {
+            noise(self.seed, &self.metronome, self.first..end, config)
+        };
         let logs = self.codec.spectrum(&inputs, self.choice, noise);
         let row = config.width();
         let mut magnitudes = config.layout.unfold(&logs[before * row..(before + count) * row]);
@@ -187,8 +193,9 @@ mod tests {
             ..HouseConfig::default()
         };
         let config = with(0.3);
+        let noise = |tokens: Range<usize>, config: &HouseConfig| noise(7, &Metronome::default(), tokens, config);
         let (bands, low) = (config.layout.bands(), config.layout.linear);
-        let (plain, steady) = (noise(7, 5..505, &with(0.0)), noise(7, 5..505, &config));
+        let (plain, steady) = (noise(5..505, &with(0.0)), noise(5..505, &config));
         let mut power = 0.0;
         let mut mean = vec![0.0f32; low];
         for (a, b) in plain.chunks_exact(bands).zip(steady.chunks_exact(bands)) {
@@ -202,6 +209,6 @@ mod tests {
         // The part that stands still is what the mean over time leaves.
         let still = mean.iter().map(|sum| (sum / frames).powi(2)).sum::<f32>() / low as f32;
         assert!((0.15..0.4).contains(&still), "{still}");
-        assert_eq!(noise(7, 100..200, &config), steady[95 * config.width()..195 * config.width()]);
+        assert_eq!(noise(100..200, &config), steady[95 * config.width()..195 * config.width()]);
     }
 }

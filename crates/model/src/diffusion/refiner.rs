@@ -65,6 +65,9 @@ pub struct RefinerSampling {
     pub outline_guidance: f32,
     /// Scales the noise that it begins with; below 1 gives less varied, cleaner detail.
     pub noise: f32,
+    /// Share (0 to 1) of that noise which comes back with every beat, where there is one: what is played again then sounds
+    /// alike. Above 0, what the codec draws comes back as well.
+    pub beat_noise: f32,
     /// Scales what was painted around its mean: few steps leave less than the deviation of true detail, and cleaner detail than
     /// more steps would.
     pub gain: f32,
@@ -82,6 +85,7 @@ impl Default for RefinerSampling {
             guidance: 1.0,
             outline_guidance: 1.0,
             noise: 1.0,
+            beat_noise: 0.0,
             gain: 1.0,
             window: 224,
             halo: 32,
@@ -137,6 +141,7 @@ impl RefinerSampling {
             ((1..=1000).contains(&self.steps), "steps must be 1 to 1000"),
             (finite, "guidance and outline_guidance must be finite numbers"),
             ((0.0..=2.0).contains(&self.noise), "noise must be 0 to 2"),
+            ((0.0..=1.0).contains(&self.beat_noise), "beat_noise must be 0 to 1"),
             ((0.0..=4.0).contains(&self.gain), "gain must be 0 to 4"),
             (
                 (1..=1 << 16).contains(&self.window) && self.halo <= 1 << 12,

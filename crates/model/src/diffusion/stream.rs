@@ -1,16 +1,17 @@
 //! The second stage on an outline that goes on: overlapped windows with a fixed look-ahead (a shorter one in the first window), in
 //! constant memory.
 //!
-//! The noise of a frame depends on the seed and its place alone, and every window is painted with the frames around it; so how
-//! frames are pushed changes nothing, and two windows that meet have painted the place where they meet alike, but for what
-//! Mamba-2 layers heard from beyond the look-ahead: there they fade into each other.
+//! The noise of a frame depends on the seed and its place alone, a share of it on the place within the beat; and every window
+//! is painted with the frames around it. So how frames are pushed changes nothing, and two windows that meet have painted the
+//! place where they meet alike, but for what Mamba-2 layers heard from beyond the look-ahead: there they fade into each other.
 
 use std::collections::VecDeque;
 
 use super::{Refiner, Solver};
+use crate::clock::Metronome;
 use crate::codec::windowed::Windowed;
 use crate::codec::{Codec, DecodeStream, PaintStream, Refinable, Windows, decode_by_stream};
-use crate::random;
+use crate::noise::frame_noise;
 use crate::tokens::{CodecSpec, CodecTokens};
 
 /// Frames that the first window looks ahead, if later ones look further: the first sound comes early.
@@ -43,7 +44,8 @@ impl Codec for RefinedCodec<'_> {
     }
 
     fn decode(&self, tokens: &CodecTokens, _levels: usize, seed: u64) -> Vec<f32> {
-        decode_by_stream(Box::new(RefinerStream::new(self.refiner, self.codec, self.text.clone(), seed)), tokens)
+        let (text, metronome) = (self.text.clone(), Metronome::default());
+        decode_by_stream(Box::new(RefinerStream::new(self.refiner, self.codec, text, metronome, seed)), tokens)
     }
 }
 
@@ -53,6 +55,7 @@ pub struct RefinerStream<'a> {
     codec: &'a dyn Refinable,
     text: Option<Vec<f32>>,
     seed: u64,
+    metronome: Metronome,
     windows: Windowed,
     /// Sets of noise of a frame.
     sets: usize,
@@ -64,11 +67,17 @@ pub struct RefinerStream<'a> {
 }
 
 impl<'a> RefinerStream<'a> {
-    /// Starts a clip with a text, `[tokens, text_width]`.
+    /// Starts a clip with a text, `[tokens, text_width]`, played to a metronome.
     ///
     /// # Panics
     /// If the refiner was made for another codec or another text encoder.
-    pub fn new(refiner: &'a Refiner, codec: &'a dyn Refinable, text: Option<Vec<f32>>, seed: u64) -> Self {
+    pub fn new(
+        refiner: &'a Refiner,
+        codec: &'a dyn Refinable,
+        text: Option<Vec<f32>>,
+        metronome: Metronome,
+        seed: u64,
+    ) -> Self {
         let config = refiner.config();
         let widths = [codec.outline_width(), codec.detail_width()];
         assert_eq!([config.outline_width, config.detail_width], widths, "widths of outline and detail");
@@ -77,7 +86,8 @@ impl<'a> RefinerStream<'a> {
         let sampling = &config.sampling;
         let sets = if sampling.solver == Solver::Ancestral { 1 + sampling.steps } else { 1 };
         let row = config.outline_width + sets * config.detail_width;
-        let decoder = codec.painted(seed);
+        let metronome = if sampling.beat_noise > 0.0 { metronome } else { Metronome::default() };
+        let decoder = codec.painted(seed, &metronome);
         let windows = Windowed::new([row, config.detail_width], sampling.halo, sampling.window);
         Self {
             // As much at once as the codec waits for.
@@ -87,6 +97,7 @@ impl<'a> RefinerStream<'a> {
             codec,
             text,
             seed,
+            metronome,
             sets,
             place: 0,
             waiting: VecDeque::new(),
@@ -117,8 +128,9 @@ impl DecodeStream for RefinerStream<'_> {
     fn push(&mut self, codes: &[u16]) -> Vec<f32> {
         self.waiting.push_back(codes[0]);
         let mut row = self.codec.outline(codes[0]);
-        let mut rng = random::stream(self.seed, "refine", self.place);
-        row.extend((0..self.sets * self.refiner.config().detail_width).map(|_| random::normal(&mut rng)));
+        let config = self.refiner.config();
+        let (share, count) = (config.sampling.beat_noise, self.sets * config.detail_width);
+        row.extend(frame_noise(self.seed, "refine", &self.metronome, share, self.place, count));
         self.place += 1;
         let (refiner, text, sets) = (self.refiner, self.text.as_deref(), self.sets);
         let detail = self.windows.push(&row, |rows| Self::paint(refiner, text, sets, rows));

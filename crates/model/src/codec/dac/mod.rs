@@ -23,6 +23,7 @@ use super::{
     Codec, DecodeStream, EncodeStream, PaintStream, Refinable, StreamCodec, decode_by_stream, encode_by_stream,
 };
 use crate::checkpoint::CheckpointError;
+use crate::clock::Metronome;
 use crate::published::{ConfigError, read_config};
 use crate::tokens::{CodecSpec, CodecTokens};
 use crate::weights::{Weights, WeightsError};
@@ -218,7 +219,7 @@ impl Refinable for Dac {
         rest.flat_map(|(level, code)| self.codebook_row(level, *code).iter().copied()).collect()
     }
 
-    fn painted(&self, _seed: u64) -> Box<dyn PaintStream + '_> {
+    fn painted(&self, _seed: u64, _metronome: &Metronome) -> Box<dyn PaintStream + '_> {
         Box::new(DacStream::new(self, self.spec.levels))
     }
 }
