@@ -1,6 +1,6 @@
 //! Flags that change how codes are drawn and detail is painted; what is left out stays as the model folder says.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use mambo_model::bundle::Bundle;
 use mambo_model::diffusion::{RefinerSampling, Solver};
@@ -74,7 +74,7 @@ pub struct RefiningArguments {
 }
 
 /// How the second stage paints.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, PartialEq, Args)]
 #[command(next_help_heading = "Second stage")]
 pub struct RefinerArguments {
     /// Steps from noise to detail.
@@ -122,14 +122,22 @@ impl RefinerArguments {
 
 impl RefiningArguments {
     /// The model with these settings.
+    ///
+    /// # Errors
+    /// A setting out of range.
     pub fn apply(&self, bundle: Bundle) -> Result<Bundle> {
         if self.stage1_only {
             return Ok(bundle.without_refiner());
         }
         let settings = bundle.refiner().map(|refiner| self.settings.over(&refiner.config().sampling));
         Ok(match settings {
-            Some(settings) => bundle.with_refining(settings)?,
-            None => bundle,
+            Some(settings) => bundle.with_refining(settings).context("a --refine flag is out of range")?,
+            None => {
+                if self.settings != RefinerArguments::default() {
+                    tracing::warn!("the model has no second stage: the --refine flags change nothing");
+                }
+                bundle
+            }
         })
     }
 }

@@ -9,7 +9,6 @@ use clap::{Args, Subcommand};
 use mambo_audio::{AudioClip, AudioFormat, AudioWriter};
 use mambo_data::Progress;
 use mambo_model::bundle::{Bundle, Request};
-use mambo_model::clock::Metronome;
 use mambo_model::codec::{self, DecodeStream};
 use mambo_model::composer::PromptedLm;
 use mambo_model::diffusion::{Refiner, RefinerStream};
@@ -185,8 +184,7 @@ impl DiffusionArguments {
         let samples = self.output.join("samples");
         let mut make = |refiner: &Refiner, codes: &[u16], text: &[f32], step: u64| {
             let text = (!text.is_empty()).then(|| text.to_vec());
-            let mut stream: Box<dyn DecodeStream + '_> =
-                Box::new(RefinerStream::new(refiner, known, text, Metronome::default(), 0));
+            let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(refiner, known, text, None, 0));
             let mut sound: Vec<f32> = codes.iter().flat_map(|code| stream.push(&[*code])).collect();
             sound.extend(stream.finish());
             let clip = AudioClip::from_mono(sound, known.spec().sample_rate);

@@ -11,7 +11,6 @@ use std::process::ExitCode;
 
 use mambo_eval::seams::{Comparison, Seams, seams};
 use mambo_model::bundle::Bundle;
-use mambo_model::clock::Metronome;
 use mambo_model::codec::{DecodeStream, HouseCodec, StreamCodec};
 use mambo_model::diffusion::{REFINER_FOLDER, Refiner, RefinerStream};
 
@@ -29,7 +28,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let composer = bundle.composer();
     let piece = composer.compose(prompt, &composer.sampling(), 1)?;
     let text = piece.text.clone();
-    let metronome = Metronome::new(piece.tempo, spec.frame_rate() as f32);
+    let tempo = piece.tempo;
     let frames: Vec<Vec<u16>> = piece.frames.take(count).collect();
     // Windows that end elsewhere: no multiple of the others, nor of their halves.
     let elsewhere = |window: usize| window * 7 / 10;
@@ -49,7 +48,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let levels = composer.tokens().levels;
     let decode = |refiner: Option<&Refiner>, codec: &HouseCodec, seed: u64| {
         let mut stream: Box<dyn DecodeStream + '_> = match refiner {
-            Some(refiner) => Box::new(RefinerStream::new(refiner, codec, text.clone(), metronome, seed)),
+            Some(refiner) => Box::new(RefinerStream::new(refiner, codec, text.clone(), tempo, seed)),
             None => codec.decoder(levels, seed),
         };
         let windows = stream.windows(count);

@@ -8,7 +8,6 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use mambo_audio::master::Master;
 
-use crate::clock::Metronome;
 use crate::codec::{self, CodecError, DecodeStream, StreamCodec};
 use crate::composer::{Composer, OtherTextEncoder, PromptedLm};
 use crate::diffusion::{REFINER_FOLDER, Refiner, RefinerError, RefinerSampling, RefinerStream};
@@ -204,10 +203,7 @@ impl Bundle {
     /// `text` `[tokens, text_width]` and is played at `tempo` beats a minute.
     pub fn decoder(&self, text: Option<Vec<f32>>, tempo: Option<f32>, seed: u64) -> Box<dyn DecodeStream + '_> {
         match (&self.refiner, self.codec.refinable()) {
-            (Some(refiner), Some(codec)) => {
-                let metronome = Metronome::new(tempo, codec.spec().frame_rate() as f32);
-                Box::new(RefinerStream::new(refiner, codec, text, metronome, seed))
-            }
+            (Some(refiner), Some(codec)) => Box::new(RefinerStream::new(refiner, codec, text, tempo, seed)),
             _ => self.codec.decoder(self.composer.tokens().levels, seed),
         }
     }

@@ -63,7 +63,13 @@ pub enum Precision {
     F32,
     /// Two bytes a value.
     F16,
+    /// One byte a value of a matrix whose rows [`INT8_GROUP`] divides, with factors `NAME.scale` (f16) as
+    /// [`Weights::quantised`] reads them; anything else as [`Precision::F16`].
+    Int8,
 }
+
+/// Values of a row that share a factor in [`Precision::Int8`].
+pub const INT8_GROUP: usize = 32;
 
 /// Where first values come from: a seed, or nowhere when a file will fill them.
 pub struct Initialiser {
@@ -234,11 +240,17 @@ impl Parameters {
         write_floats(path, tensors, precision, note).map_err(|source| WriteError { path: path.to_owned(), source })
     }
 
-    /// Overwrites all values from a safetensors file (f32, f16 or bf16); names and shapes must match.
+    /// Overwrites all values from a safetensors file (f32, f16, bf16 or int8 with factors); names and shapes must match.
     pub fn load(&mut self, path: &Path) -> Result<(), WeightsError> {
         let file = Weights::open(path)?;
         for parameter in &mut self.list {
-            parameter.values = file.f32(&parameter.name, &parameter.shape)?;
+            parameter.values = match parameter.shape[..] {
+                [rows, columns] if file.is_int8(&parameter.name) => {
+                    let matrix = file.quantised(&parameter.name, rows, columns)?;
+                    (0..rows).flat_map(|row| matrix.row(row)).collect()
+                }
+                _ => file.f32(&parameter.name, &parameter.shape)?,
+            };
         }
         file.finish()
     }
@@ -246,34 +258,70 @@ impl Parameters {
 
 /// Values as they are written: encoded when their turn comes, so that they are never in memory twice.
 struct Encoded<'a> {
-    shape: &'a [usize],
-    values: &'a [f32],
-    precision: Precision,
+    shape: Vec<usize>,
+    values: Cow<'a, [f32]>,
+    element: Dtype,
+}
+
+impl<'a> Encoded<'a> {
+    /// A tensor as one or two that are written for it.
+    fn all(name: &str, shape: &[usize], values: &'a [f32], precision: Precision) -> Vec<(String, Self)> {
+        let one = |element: Dtype| {
+            vec![(name.to_owned(), Self { shape: shape.to_vec(), values: Cow::Borrowed(values), element })]
+        };
+        match (precision, shape) {
+            (Precision::F32, _) => one(Dtype::F32),
+            (Precision::Int8, &[rows, columns]) if columns > 0 && columns.is_multiple_of(INT8_GROUP) => {
+                let (whole, scales) = in_groups(values);
+                let factors = vec![rows, columns / INT8_GROUP];
+                vec![
+                    (name.to_owned(), Self { shape: shape.to_vec(), values: Cow::Owned(whole), element: Dtype::I8 }),
+                    (format!("{name}.scale"), Self { shape: factors, values: Cow::Owned(scales), element: Dtype::F16 }),
+                ]
+            }
+            (Precision::F16 | Precision::Int8, _) => one(Dtype::F16),
+        }
+    }
+}
+
+/// Whole numbers of -127 to 127, and the factor of each [`INT8_GROUP`] of them.
+fn in_groups(values: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let scale = |group: &[f32]| {
+        let largest = group.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        // As it will be read.
+        f16::from_f32(largest / 127.0).to_f32()
+    };
+    let scales: Vec<f32> = values.chunks(INT8_GROUP).map(scale).collect();
+    let whole = |(group, &scale): (&'_ [f32], &f32)| -> Vec<f32> {
+        // A group of zeros has the factor zero.
+        let factor = if scale > 0.0 { scale.recip() } else { 0.0 };
+        group.iter().map(|value| (value * factor).round().clamp(-127.0, 127.0)).collect()
+    };
+    (values.chunks(INT8_GROUP).zip(&scales).flat_map(whole).collect(), scales)
 }
 
 impl View for Encoded<'_> {
     fn dtype(&self) -> Dtype {
-        match self.precision {
-            Precision::F32 => Dtype::F32,
-            Precision::F16 => Dtype::F16,
-        }
+        self.element
     }
 
     fn shape(&self) -> &[usize] {
-        self.shape
+        &self.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        match self.precision {
-            Precision::F32 => Cow::Borrowed(bytemuck::cast_slice(self.values)),
-            Precision::F16 => self.values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+        match self.element {
+            Dtype::I8 => self.values.iter().map(|&value| (value as i8).cast_unsigned()).collect(),
+            Dtype::F16 => self.values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+            _ => Cow::Borrowed(bytemuck::cast_slice(&self.values)),
         }
     }
 
     fn data_len(&self) -> usize {
-        let bytes = match self.precision {
-            Precision::F32 => 4,
-            Precision::F16 => 2,
+        let bytes = match self.element {
+            Dtype::I8 => 1,
+            Dtype::F16 => 2,
+            _ => 4,
         };
         bytes * self.values.len()
     }
@@ -292,7 +340,8 @@ pub fn write_floats<'a>(
     precision: Precision,
     note: &str,
 ) -> std::io::Result<()> {
-    let encoded = tensors.into_iter().map(|(name, shape, values)| (name, Encoded { shape, values, precision }));
+    let encoded =
+        tensors.into_iter().flat_map(|(name, shape, values)| Encoded::all(name.as_ref(), shape, values, precision));
     let write = |beside: &Path| {
         // The library makes its files private; this one shall be like any other.
         let permissions = File::create(beside)?.metadata()?.permissions();
@@ -448,6 +497,39 @@ mod tests {
         let product = bound.tensor::<2>("a").matmul(bound.tensor::<1>("b").reshape([2, 1]));
         let gradients = bound.gradients(product.sum().backward());
         assert_eq!(gradients, vec![vec![0.5, -0.5, 0.5, -0.5], vec![]]);
+    }
+
+    #[test]
+    fn int8_keeps_every_value_within_half_a_step_of_its_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let (rows, columns) = (3, 2 * INT8_GROUP);
+        // Groups of very different size, one of zeros.
+        let size = |group: usize| [0.0, 1e-3, 0.1, 1.0, 7.0, 300.0][group];
+        let value = |n: usize| size(n / INT8_GROUP) * (n as f32 * 0.7).sin();
+        let mut parameters = Parameters::new();
+        parameters.push("matrix", &[rows, columns], Role::Decayed, (0..rows * columns).map(value).collect());
+        parameters.push("bias", &[INT8_GROUP], Role::Free, (0..INT8_GROUP).map(|n| n as f32 / 64.0).collect());
+        parameters.save(&path, Precision::Int8, "{}").unwrap();
+        let mut read = parameters.clone();
+        read.list_mut().iter_mut().for_each(|parameter| parameter.values.fill(9.0));
+        read.load(&path).unwrap();
+        assert_eq!(read.get("bias"), parameters.get("bias"));
+        let pairs = || parameters.list()[0].values.iter().zip(&read.list()[0].values);
+        for (n, (wanted, got)) in pairs().enumerate() {
+            // Half a step, and what the factor loses in f16.
+            let most = size(n / INT8_GROUP) / 127.0 * 0.51 + 127.0 * 6e-8;
+            assert!((wanted - got).abs() <= most, "{n}: {wanted} {got}");
+        }
+        assert!(pairs().any(|(wanted, got)| wanted != got));
+        let bytes = std::fs::metadata(&path).unwrap().len();
+        assert!(bytes < (rows * columns + 2 * (rows * 2 + INT8_GROUP) + 500) as u64, "{bytes}");
+        // Written again it is the same file.
+        let again = folder.path().join("again.safetensors");
+        read.save(&again, Precision::Int8, "{}").unwrap();
+        let mut twice = parameters.clone();
+        twice.load(&again).unwrap();
+        assert_eq!(twice, read);
     }
 
     #[test]

@@ -341,6 +341,11 @@ impl Weights {
         }
     }
 
+    /// Whether a tensor `name` is there and holds bytes with sign.
+    pub fn is_int8(&self, name: &str) -> bool {
+        self.entries.get(name).is_some_and(|entry| entry.element == Dtype::I8)
+    }
+
     /// A matrix stored as int8 `name` `[rows, columns]` with factors `name.scale` `[rows, groups]`, one for each
     /// run of `columns / groups` values; the file chooses the number of groups.
     ///

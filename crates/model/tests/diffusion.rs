@@ -148,7 +148,7 @@ fn pushes_change_nothing_and_the_seed_everything() {
         let refiner = for_dac(&dac, objective, solver);
         let decode = |frames: usize, seed: u64| {
             let mut stream: Box<dyn DecodeStream + '_> =
-                Box::new(RefinerStream::new(&refiner, known, None, Metronome::default(), seed));
+                Box::new(RefinerStream::new(&refiner, known, None, None, seed));
             let mut samples: Vec<f32> = codes[..frames].iter().flat_map(|code| stream.push(&[*code])).collect();
             samples.extend(stream.finish());
             samples
@@ -171,12 +171,12 @@ fn with_a_beat_what_is_played_again_is_painted_again() {
     let dac = Dac::load(&golden("dac")).unwrap();
     let known = dac.refinable().unwrap();
     // Eight frames a beat, of which each is like the one before it.
-    let metronome = Metronome::new(Some(60.0), 8.0);
+    let tempo = Some(60.0 * dac.spec().frame_rate() as f32 / 8.0);
     let sound = |beat_noise: f32| {
         let refiner = for_dac(&dac, Objective::Flow, Solver::Euler);
         let sampling = RefinerSampling { beat_noise, ..refiner.config().sampling.clone() };
         let refiner = refiner.with_sampling(sampling).unwrap();
-        let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(&refiner, known, None, metronome, 1));
+        let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(&refiner, known, None, tempo, 1));
         let mut samples: Vec<f32> = (0..96).flat_map(|n| stream.push(&[n % 8])).collect();
         samples.extend(stream.finish());
         samples

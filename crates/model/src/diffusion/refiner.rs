@@ -207,13 +207,13 @@ impl RefinerConfig {
         all
     }
 
-    /// Writes the description and the weights (f16) into an existing folder.
+    /// Writes the description and the weights (int8) into an existing folder.
     ///
     /// # Errors
     /// [`RefinerError::Write`].
     pub fn save(&self, folder: &Path, parameters: &Parameters) -> Result<(), RefinerError> {
         let text = toml::to_string_pretty(self).expect("a description is plain data");
-        parameters.save(&folder.join(WEIGHTS_FILE), Precision::F16, "refiner")?;
+        parameters.save(&folder.join(WEIGHTS_FILE), Precision::Int8, "refiner")?;
         let path = folder.join(CONFIG_FILE);
         write_atomically(&path, text.as_bytes()).map_err(|source| WriteError { path, source })?;
         Ok(())

@@ -44,8 +44,8 @@ impl Codec for RefinedCodec<'_> {
     }
 
     fn decode(&self, tokens: &CodecTokens, _levels: usize, seed: u64) -> Vec<f32> {
-        let (text, metronome) = (self.text.clone(), Metronome::default());
-        decode_by_stream(Box::new(RefinerStream::new(self.refiner, self.codec, text, metronome, seed)), tokens)
+        let text = self.text.clone();
+        decode_by_stream(Box::new(RefinerStream::new(self.refiner, self.codec, text, None, seed)), tokens)
     }
 }
 
@@ -67,7 +67,7 @@ pub struct RefinerStream<'a> {
 }
 
 impl<'a> RefinerStream<'a> {
-    /// Starts a clip with a text, `[tokens, text_width]`, played to a metronome.
+    /// Starts a clip with a text, `[tokens, text_width]`, played at `tempo` beats a minute; `None`: without a beat.
     ///
     /// # Panics
     /// If the refiner was made for another codec or another text encoder.
@@ -75,7 +75,7 @@ impl<'a> RefinerStream<'a> {
         refiner: &'a Refiner,
         codec: &'a dyn Refinable,
         text: Option<Vec<f32>>,
-        metronome: Metronome,
+        tempo: Option<f32>,
         seed: u64,
     ) -> Self {
         let config = refiner.config();
@@ -86,7 +86,8 @@ impl<'a> RefinerStream<'a> {
         let sampling = &config.sampling;
         let sets = if sampling.solver == Solver::Ancestral { 1 + sampling.steps } else { 1 };
         let row = config.outline_width + sets * config.detail_width;
-        let metronome = if sampling.beat_noise > 0.0 { metronome } else { Metronome::default() };
+        let tempo = tempo.filter(|_| sampling.beat_noise > 0.0);
+        let metronome = Metronome::new(tempo, codec.spec().frame_rate() as f32);
         let decoder = codec.painted(seed, &metronome);
         let windows = Windowed::new([row, config.detail_width], sampling.halo, sampling.window);
         Self {
