@@ -131,7 +131,7 @@ impl RefiningArguments {
         }
         let settings = bundle.refiner().map(|refiner| self.settings.over(&refiner.config().sampling));
         Ok(match settings {
-            Some(settings) => bundle.with_refining(settings).context("a --refine flag is out of range")?,
+            Some(settings) => bundle.with_refining(settings).context("a --refine flag does not fit")?,
             None => {
                 if self.settings != RefinerArguments::default() {
                     tracing::warn!("the model has no second stage: the --refine flags change nothing");

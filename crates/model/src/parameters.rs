@@ -256,7 +256,7 @@ impl Parameters {
     }
 }
 
-/// Values as they are written: encoded when their turn comes, so that they are never in memory twice.
+/// Values as they are written: encoded when their turn comes, so that f32 and f16 are never in memory twice.
 struct Encoded<'a> {
     shape: Vec<usize>,
     values: Cow<'a, [f32]>,
@@ -292,7 +292,7 @@ fn in_groups(values: &[f32]) -> (Vec<f32>, Vec<f32>) {
         f16::from_f32(largest / 127.0).to_f32()
     };
     let scales: Vec<f32> = values.chunks(INT8_GROUP).map(scale).collect();
-    let whole = |(group, &scale): (&'_ [f32], &f32)| -> Vec<f32> {
+    let whole = |(group, &scale): (&[f32], &f32)| -> Vec<f32> {
         // A group of zeros has the factor zero.
         let factor = if scale > 0.0 { scale.recip() } else { 0.0 };
         group.iter().map(|value| (value * factor).round().clamp(-127.0, 127.0)).collect()
@@ -524,7 +524,7 @@ mod tests {
         assert!(pairs().any(|(wanted, got)| wanted != got));
         let bytes = std::fs::metadata(&path).unwrap().len();
         assert!(bytes < (rows * columns + 2 * (rows * 2 + INT8_GROUP) + 500) as u64, "{bytes}");
-        // Written again it is the same file.
+        // Written again the values stay.
         let again = folder.path().join("again.safetensors");
         read.save(&again, Precision::Int8, "{}").unwrap();
         let mut twice = parameters.clone();
