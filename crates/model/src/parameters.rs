@@ -25,7 +25,9 @@ use crate::weights::{Weights, WeightsError};
 /// What happens to a parameter while training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Trained with weight decay (matrices).
+    /// A matrix inside a block, `[rows, columns]`, trained with weight decay, by Muon if the experiment says so.
+    Hidden,
+    /// Trained with weight decay (all other matrices).
     Decayed,
     /// Trained without weight decay (biases, norms, `A_log`, `D`, `dt_bias`, embeddings).
     Free,

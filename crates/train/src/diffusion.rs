@@ -3,6 +3,7 @@
 //! Shards -> outlines and details -> statistics -> resume -> loop { batch; noise; loss; step, average; metrics; every so often:
 //! validate, save, sample }. Batches, times, noise and what is left out are functions of (seed, step).
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use mambo_model::codec::Refinable;
 use mambo_model::diffusion::{
     DenoiserConfig, Heard, Moments, Objective, Refiner, RefinerConfig, RefinerSampling, Schedule, Statistics,
 };
-use mambo_model::ops::with_precision;
+use mambo_model::ops::{MatrixPrecision, with_precision};
 use mambo_model::parameters::{Initialiser, Parameters};
 use mambo_model::random;
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ use crate::checkpoint;
 use crate::config::{BatchSizes, DataConfig, precision};
 use crate::error::{Rule, TrainError};
 use crate::lm::first_shard;
-use crate::optim::{OptimConfig, Optimizer};
+use crate::optim::{OptimConfig, Optimizer, accumulate};
 use crate::run::{RunFolder, read_experiment};
 use crate::track::Tracker;
 
@@ -276,12 +277,12 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
         // One optimiser step.
         let batch = source.batch_at_step(step);
         let clips = Clips::new(&batch, codec, text_width);
-        let refiner = Refiner::new(config.clone(), &parameters, &device);
-        let lesson = Lesson::draw(&refiner, &schedule, &clips, train, random::stream(seed, "lesson", step));
-        let loss = with_precision(precision, || lesson.loss(&refiner, &clips));
-        sum += f64::from(loss.clone().into_scalar::<f32>());
+        let refiner = || Refiner::new(config.clone(), &parameters, &device);
+        let first = refiner();
+        let lesson = Lesson::draw(&first, &schedule, &clips, train, random::stream(seed, "lesson", step));
+        let (loss, gradients) = in_halves(&first, refiner, &clips, &lesson, precision);
+        sum += f64::from(loss);
         count += 1;
-        let gradients = refiner.bound().gradients(loss.backward());
         let update = optimizer.step(step, &mut parameters, &gradients);
         step += 1;
         if !sum.is_finite() {
@@ -331,6 +332,32 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
     config.save(&out, &optimizer.averaged(&parameters))?;
     let stopped = step < train.steps;
     Ok(DiffusionOutcome { folder: out, step, validation: score, stopped, parameters })
+}
+
+/// Loss and gradients of a batch. What a network does between its large products keeps one thread busy, so the halves of the batch run
+/// side by side, whatever the number of threads; each with leaves of its own, since graphs that share some wait for each other.
+fn in_halves(
+    first: &Refiner,
+    second: impl FnOnce() -> Refiner + Send,
+    clips: &Clips,
+    lesson: &Lesson,
+    precision: MatrixPrecision,
+) -> (f32, Vec<Vec<f32>>) {
+    let half = |refiner: &Refiner, range: Range<usize>| {
+        let loss = with_precision(precision, || lesson.loss(refiner, clips, range));
+        (loss.clone().into_scalar::<f32>(), refiner.bound().gradients(loss.backward()))
+    };
+    let (middle, end) = (clips.lengths.len().div_ceil(2), clips.lengths.len());
+    if middle == end {
+        return half(first, 0..end);
+    }
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| half(&second(), middle..end));
+        let (loss, mut gradients) = half(first, 0..middle);
+        let (more, other) = other.join().expect("the second half of the batch");
+        accumulate(&mut gradients, other, 1.0);
+        (loss + more, gradients)
+    })
 }
 
 /// Random weights, or those of the folder that the experiment names, with its statistics; whether these are measured.
@@ -471,23 +498,29 @@ impl Lesson {
         Self { noisy, target, times, without_text, without_outline }
     }
 
-    /// Mean squared error over the frames that are there.
-    fn loss(&self, refiner: &Refiner, clips: &Clips) -> Tensor<1> {
-        let heard: Vec<Heard<'_>> = clips
-            .texts
+    /// Squared error of some clips over the frames that are there, its sum over all clips being the mean.
+    fn loss(&self, refiner: &Refiner, clips: &Clips, range: Range<usize>) -> Tensor<1> {
+        let total = clips.lengths.len();
+        let part = |values: &[f32]| {
+            let row = values.len() / total;
+            values[range.start * row..range.end * row].to_vec()
+        };
+        let heard: Vec<Heard<'_>> = clips.texts[range.clone()]
             .iter()
-            .zip(self.without_text.iter().zip(&self.without_outline))
+            .zip(self.without_text[range.clone()].iter().zip(&self.without_outline[range.clone()]))
             .map(|(text, (no_text, no_outline))| Heard {
                 text: (!no_text && !text.is_empty()).then_some(text.as_slice()),
                 outline: !no_outline,
             })
             .collect();
-        let said = refiner.answer(self.noisy.clone(), clips.outlines.clone(), &self.times, &heard);
+        let said = refiner.answer(part(&self.noisy), part(&clips.outlines), &self.times[range.clone()], &heard);
         let [batch, frames, width] = said.dims();
         let device = said.device();
-        let there = clips.lengths.iter().flat_map(|length| (0..frames).map(move |t| f32::from(u8::from(t < *length))));
+        let there = clips.lengths[range.clone()]
+            .iter()
+            .flat_map(|length| (0..frames).map(move |t| f32::from(u8::from(t < *length))));
         let there = Tensor::<3>::from_data(TensorData::new(there.collect::<Vec<f32>>(), [batch, frames, 1]), &device);
-        let target = Tensor::<3>::from_data(TensorData::new(self.target.clone(), [batch, frames, width]), &device);
+        let target = Tensor::<3>::from_data(TensorData::new(part(&self.target), [batch, frames, width]), &device);
         let count = clips.lengths.iter().sum::<usize>() * width;
         let wrong = (said - target) * there;
         (wrong.clone() * wrong).sum() / count as f32
@@ -510,14 +543,67 @@ fn validate(
         let clips = Clips::new(&batch, codec, refiner.config().text_width);
         let lesson =
             Lesson::draw(refiner, schedule, &clips, &everything, random::stream(experiment.seed, "validation", round));
-        f64::from(lesson.loss(refiner, &clips).into_scalar::<f32>())
+        f64::from(lesson.loss(refiner, &clips, 0..clips.lengths.len()).into_scalar::<f32>())
     });
     losses.sum::<f64>() / rounds as f64
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Times;
+    use mambo_model::parameters::Role;
+    use mambo_model::tokens::CodecSpec;
+
+    use super::*;
+
+    #[test]
+    fn halves_of_a_batch_add_up_to_the_whole() {
+        let config = RefinerConfig {
+            codec: CodecSpec { name: "toy".into(), sample_rate: 8000, hop: 80, levels: 2, cardinality: 8 },
+            outline_width: 3,
+            detail_width: 5,
+            text_width: 4,
+            text_heads: 2,
+            objective: Objective::Flow,
+            network: DenoiserConfig { width: 32, blocks: 2, kernel: 3, expansion: 2, state: 4 },
+            sampling: RefinerSampling::default(),
+        };
+        let mut rng = random::stream(1, "halves", 0);
+        let mut normal = |count: usize| (0..count).map(|_| random::normal(&mut rng)).collect::<Vec<f32>>();
+        let mut parameters = config.parameters(&mut Initialiser::seeded(2));
+        for parameter in parameters.list_mut().iter_mut().filter(|parameter| parameter.role != Role::Buffer) {
+            let noise = normal(parameter.values.len());
+            parameter.values.iter_mut().zip(noise).for_each(|(value, noise)| *value += 0.05 * noise);
+        }
+        let (clips, frames) = (3, 6);
+        let rows = clips * frames;
+        let batch = Clips {
+            outlines: normal(rows * 3),
+            details: normal(rows * 5),
+            lengths: vec![6, 2, 5],
+            texts: vec![normal(8), normal(4), normal(12)],
+        };
+        let lesson = Lesson {
+            noisy: normal(rows * 5),
+            target: normal(rows * 5),
+            times: vec![0.2, 0.5, 0.9],
+            without_text: vec![false, true, false],
+            without_outline: vec![true, false, false],
+        };
+        let refiner = || Refiner::new(config.clone(), &parameters, &Device::flex().autodiff());
+        let whole = refiner();
+        let loss = lesson.loss(&whole, &batch, 0..clips);
+        let (sum, gradients) = in_halves(&refiner(), refiner, &batch, &lesson, MatrixPrecision::F32);
+        assert!((sum - loss.clone().into_scalar::<f32>()).abs() < 1e-5 * sum);
+        let expected = whole.bound().gradients(loss.backward());
+        assert_eq!(gradients.len(), expected.len());
+        for ((found, expected), parameter) in gradients.iter().zip(&expected).zip(parameters.list()) {
+            assert_eq!(found.len(), expected.len(), "{}", parameter.name);
+            let largest = expected.iter().fold(1e-3f32, |most, value| most.max(value.abs()));
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-4 * largest, "{}: {found}, {expected}", parameter.name);
+            }
+        }
+    }
 
     #[test]
     fn middle_times_have_logits_of_deviation_one() {

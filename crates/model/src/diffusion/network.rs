@@ -114,8 +114,9 @@ impl Denoiser {
     ) {
         let linear = |all: &mut Parameters, draw: &mut Initialiser, part: &str, sizes: [usize; 2], scale: f32| {
             let [inputs, outputs] = sizes;
+            let role = if part.starts_with("blocks.") { Role::Hidden } else { Role::Decayed };
             let weight = draw.normal(inputs * outputs, scale / (inputs as f32).sqrt());
-            all.push(format!("{name}.{part}.weight"), &[inputs, outputs], Role::Decayed, weight);
+            all.push(format!("{name}.{part}.weight"), &[inputs, outputs], role, weight);
             all.push(format!("{name}.{part}.bias"), &[outputs], Role::Free, draw.zeros(outputs));
         };
         let (width, inner) = (config.width, config.width * config.expansion);
