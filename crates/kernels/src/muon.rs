@@ -138,8 +138,7 @@ mod tests {
                 let ahead = momentum.iter().zip(&gradient).map(|(m, g)| (0.9 * m + 0.1 * 0.5 * f64::from(*g)) as f32);
                 let direction = plain(&ahead.collect::<Vec<f32>>(), rows, columns);
                 for (expected, direction) in expected.iter_mut().zip(&direction) {
-                    *expected =
-                        *expected * (1.0 - 1e-3) - 0.2 * 1e-2 * 36f64.min(rows.max(columns) as f64).sqrt() * direction;
+                    *expected = *expected * (1.0 - 1e-3) - 0.2 * 1e-2 * (rows.max(columns) as f64).sqrt() * direction;
                 }
             }
             for (found, expected) in value.iter().zip(&expected) {
