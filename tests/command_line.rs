@@ -76,12 +76,13 @@ fn failures_name_the_file_and_the_remedy() {
     std::fs::write(folder.path().join("song.wav"), "this is no sound").unwrap();
     std::fs::write(folder.path().join("taken.wav"), "kept").unwrap();
     std::fs::write(folder.path().join("wrong.toml"), "seed = 1\nmanifest = \"corpus\"\ntempo = 3\n").unwrap();
-    let cases: [(&[&str], &[&str]); 6] = [
+    let cases: [(&[&str], &[&str]); 7] = [
         (&["inspect", "nothing.wav"], &["nothing.wav"]),
         (&["inspect", "song.wav"], &["song.wav"]),
         (&["generate"], &["--prompts"]),
         (&["generate", "x", "--model", "no-such-folder"], &["no-such-folder", "--model"]),
         (&["generate", "x", "--model", ".", "-o", "taken.wav"], &["taken.wav", "--force"]),
+        (&["eval", "files", ".", ".", "--html", "taken.wav"], &["taken.wav", "--force"]),
         (&["train", "codec", "wrong.toml", "-o", "run"], &["wrong.toml", "tempo"]),
     ];
     for (arguments, words) in cases {

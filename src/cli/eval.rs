@@ -19,6 +19,7 @@ use mambo_eval::{MusicnnJudge, Report};
 use mambo_model::parameters::write_atomically;
 
 use super::print;
+use super::targets::refuse_taken;
 
 /// Patches of a judge are three seconds: shorter clips say nothing.
 const SHORTEST_SECONDS: f64 = 3.1;
@@ -63,6 +64,9 @@ struct Common {
     /// Write a page with players, spectrograms and figures.
     #[arg(long, value_name = "FILE", value_parser = place)]
     html: Option<PathBuf>,
+    /// Overwrite what is already where the page, the plot and the spectrograms go.
+    #[arg(long)]
+    force: bool,
     /// Print the figures as JSON.
     #[arg(long)]
     json: bool,
@@ -107,6 +111,11 @@ impl EvalCommand {
 }
 
 impl Common {
+    /// Refuses places for results that are taken: before hours of judging, not after.
+    fn refuse_taken<'a>(&'a self, further: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+        refuse_taken(self.html.iter().chain(further), self.force)
+    }
+
     fn draws(&self) -> Draws {
         Draws { patches: Some(self.patches), seed: self.seed, ..Draws::default() }
     }

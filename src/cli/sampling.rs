@@ -95,6 +95,9 @@ pub struct RefinerArguments {
     /// Share of that noise, 0 to 1, which comes back with every beat: above 0, what is played again sounds more alike.
     #[arg(long, value_name = "SHARE")]
     refine_beat_noise: Option<f32>,
+    /// Where painting begins: 1 with noise alone, below 1 more and more with the finer levels that the language model wrote.
+    #[arg(long, value_name = "STRENGTH")]
+    refine_strength: Option<f32>,
     /// Scale of what was painted, around its mean: few steps leave it too even.
     #[arg(long, value_name = "SCALE")]
     refine_gain: Option<f32>,
@@ -114,6 +117,7 @@ impl RefinerArguments {
             outline_guidance: self.refine_outline_guidance.unwrap_or(folder.outline_guidance),
             noise: self.refine_noise.unwrap_or(folder.noise),
             beat_noise: self.refine_beat_noise.unwrap_or(folder.beat_noise),
+            strength: self.refine_strength.unwrap_or(folder.strength),
             gain: self.refine_gain.unwrap_or(folder.gain),
             ..folder.clone()
         }

@@ -184,7 +184,7 @@ impl DiffusionArguments {
         let samples = self.output.join("samples");
         let mut make = |refiner: &Refiner, codes: &[u16], text: &[f32], step: u64| {
             let text = (!text.is_empty()).then(|| text.to_vec());
-            let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(refiner, known, text, None, 0));
+            let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(refiner, known, 1, text, None, 0));
             let mut sound: Vec<f32> = codes.iter().flat_map(|code| stream.push(&[*code])).collect();
             sound.extend(stream.finish());
             let clip = AudioClip::from_mono(sound, known.spec().sample_rate);

@@ -170,8 +170,8 @@ def guided(network, outline, text, guidance=2.0, outline_guidance=1.5):
     return v
 
 
-def flow(v, noise, steps, solver, draws):
-    """Rectified flow: y = (1 - t) data + t noise, dy/dt = noise - data."""
+def flow(v, noise, steps, solver, draws, begin=1.0, sketch=0.0):
+    """Rectified flow: y = (1 - t) data + t noise, dy/dt = noise - data; from the time `begin`, where data is the sketch."""
 
     def guesses(y, t):
         length = math.hypot(1 - t, t)
@@ -183,9 +183,9 @@ def flow(v, noise, steps, solver, draws):
         data, noise = guesses(y, t)
         return noise - data
 
-    y, before = noise, None
+    y, before = (1 - begin) * sketch + begin * noise, None
     for step in range(steps):
-        t, to = 1 - step / steps, 1 - (step + 1) / steps
+        t, to = begin * (1 - step / steps), begin * (1 - (step + 1) / steps)
         if solver in ("euler", "ddim") or to == 0:
             y = y + (to - t) * velocity(y, t)
         elif solver == "heun":
@@ -206,7 +206,7 @@ def flow(v, noise, steps, solver, draws):
                 y, width = (1 - to) * data + to * y, math.inf
             else:
                 width = end - math.log((1 - t) / t)
-                ratio = before[1] / width
+                ratio = before[1] / width if before else math.inf
                 guess = data if math.isinf(ratio) else data + (data - before[0]) / (2 * ratio)
                 y = to / t * y - (1 - to) * math.expm1(-width) * guess
             before = (data, width)
@@ -218,11 +218,14 @@ def cosine_betas():
     return [min(1 - share((k + 1) / STEPS) / share(k / STEPS), 0.999) for k in range(STEPS)]
 
 
-def variance_preserving(v, noise, steps, solver, draws):
+def variance_preserving(v, noise, steps, solver, draws, begin=1.0, sketch=0.0):
     betas = np.array(cosine_betas())
     products = np.concatenate([[1.0], np.cumprod(1 - betas)])
-    times = [math.floor((1 - step / steps) * STEPS + 0.5) for step in range(steps + 1)]
+    times = dict.fromkeys(math.floor(begin * (1 - step / steps) * STEPS + 0.5) for step in range(steps + 1))
+    times = list(times)
     x, before = noise, None
+    if begin < 1:
+        x = math.sqrt(products[times[0]]) * sketch + math.sqrt(1 - products[times[0]]) * noise
     for step, (k, to) in enumerate(zip(times, times[1:])):
         a, s = math.sqrt(products[k]), math.sqrt(1 - products[k])
         a_to, s_to = math.sqrt(products[to]), math.sqrt(1 - products[to])
@@ -270,12 +273,16 @@ def write(golden, name, objective, heads, state, solvers, seed):
     for solver, steps in solvers.items():
         for end, heard in (("", text), ("_untold", None)):
             v = guided(network, outline, heard)
-            if objective == "flow":
-                painted = flow(v, 0.9 * noise[0], steps, solver, noise[1:])
-            else:
-                painted = variance_preserving(v, 0.9 * noise[0], steps, solver, noise[1:])
+            path = flow if objective == "flow" else variance_preserving
+            painted = path(v, 0.9 * noise[0], steps, solver, noise[1:])
             results[f"{solver}{end}"] = (painted * deviation + mean).numpy()
             print(name, solver, steps, f"deviation {painted.std():.3f}")
+    # From a sketch: SDEdit, at a time that the steps of v-prediction know.
+    results["sketch"] = single(FRAMES, DETAIL)
+    sketch = (torch.from_numpy(results["sketch"]).double() - mean) / deviation
+    for solver, steps in solvers.items():
+        painted = path(guided(network, outline, text), 0.9 * noise[0], steps, solver, noise[1:], 0.6, sketch)
+        results[f"{solver}_sketched"] = (painted * deviation + mean).numpy()
     tensor_file.write(golden / f"{name}.safetensors", results, note)
 
 

@@ -48,7 +48,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let levels = composer.tokens().levels;
     let decode = |refiner: Option<&Refiner>, codec: &HouseCodec, seed: u64| {
         let mut stream: Box<dyn DecodeStream + '_> = match refiner {
-            Some(refiner) => Box::new(RefinerStream::new(refiner, codec, text.clone(), tempo, seed)),
+            Some(refiner) => Box::new(RefinerStream::new(refiner, codec, levels, text.clone(), tempo, seed)),
             None => codec.decoder(levels, seed),
         };
         let windows = stream.windows(count);

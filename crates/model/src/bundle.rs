@@ -202,9 +202,10 @@ impl Bundle {
     /// A running decoder of what the composer writes, through the second stage if there is one, for a text that was read as
     /// `text` `[tokens, text_width]` and is played at `tempo` beats a minute.
     pub fn decoder(&self, text: Option<Vec<f32>>, tempo: Option<f32>, seed: u64) -> Box<dyn DecodeStream + '_> {
+        let levels = self.composer.tokens().levels;
         match (&self.refiner, self.codec.refinable()) {
-            (Some(refiner), Some(codec)) => Box::new(RefinerStream::new(refiner, codec, text, tempo, seed)),
-            _ => self.codec.decoder(self.composer.tokens().levels, seed),
+            (Some(refiner), Some(codec)) => Box::new(RefinerStream::new(refiner, codec, levels, text, tempo, seed)),
+            _ => self.codec.decoder(levels, seed),
         }
     }
 

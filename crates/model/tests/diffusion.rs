@@ -39,10 +39,15 @@ fn check(name: &str, solvers: &[(Solver, usize)]) {
         let sampling = RefinerSampling { solver, steps, ..Refiner::open(&folder).unwrap().config().sampling.clone() };
         let refiner = Refiner::open(&folder).unwrap().with_sampling(sampling).unwrap();
         for (end, text) in [("", Some(text.as_slice())), ("_untold", None)] {
-            let painted = refiner.paint(&outline, text, set);
+            let painted = refiner.paint(&outline, None, text, set);
             let off = distance(&painted, &file.wide(&format!("{}{end}", solver.name())));
             assert!(off < LIMIT, "{name}, {solver:?}{end}: {off:.1e}");
         }
+        let sampling = RefinerSampling { strength: 0.6, ..refiner.config().sampling.clone() };
+        let refiner = refiner.with_sampling(sampling).unwrap();
+        let painted = refiner.paint(&outline, Some(file.narrow("sketch")), Some(&text), set);
+        let off = distance(&painted, &file.wide(&format!("{}_sketched", solver.name())));
+        assert!(off < LIMIT, "{name}, {solver:?} from a sketch: {off:.1e}");
     }
 }
 
@@ -67,7 +72,7 @@ fn guidance_of_0_is_the_model_without_the_condition() {
         let refiner = Refiner::open(&golden("refiner_v")).unwrap();
         let sampling = refiner.config().sampling.clone();
         let sampling = RefinerSampling { guidance, outline_guidance, ..sampling };
-        refiner.with_sampling(sampling).unwrap().paint(outline, text, set)
+        refiner.with_sampling(sampling).unwrap().paint(outline, None, text, set)
     };
     let text = Some(text.as_slice());
     assert_eq!(paint(0.0, 1.0, &outline, text), paint(1.0, 1.0, &outline, None));
@@ -112,7 +117,7 @@ fn gain_scales_what_is_painted_around_its_mean() {
     let painted = |gain: f32| {
         let sampling = RefinerSampling { gain, ..config.sampling.clone() };
         let refiner = Refiner::new(config.clone(), &parameters, &Device::flex()).with_sampling(sampling).unwrap();
-        refiner.paint(&outline, None, |_| Initialiser::seeded(7).normal(frames * DETAIL, 1.0))
+        refiner.paint(&outline, None, None, |_| Initialiser::seeded(7).normal(frames * DETAIL, 1.0))
     };
     for (plain, scaled) in painted(1.0).into_iter().zip(painted(1.25)) {
         assert!((1.25 * (plain - 3.0) - (scaled - 3.0)).abs() < 1e-5, "{plain} became {scaled}");
@@ -148,7 +153,7 @@ fn pushes_change_nothing_and_the_seed_everything() {
         let refiner = for_dac(&dac, objective, solver);
         let decode = |frames: usize, seed: u64| {
             let mut stream: Box<dyn DecodeStream + '_> =
-                Box::new(RefinerStream::new(&refiner, known, None, None, seed));
+                Box::new(RefinerStream::new(&refiner, known, 1, None, None, seed));
             let mut samples: Vec<f32> = codes[..frames].iter().flat_map(|code| stream.push(&[*code])).collect();
             samples.extend(stream.finish());
             samples
@@ -176,7 +181,7 @@ fn with_a_beat_what_is_played_again_is_painted_again() {
         let refiner = for_dac(&dac, Objective::Flow, Solver::Euler);
         let sampling = RefinerSampling { beat_noise, ..refiner.config().sampling.clone() };
         let refiner = refiner.with_sampling(sampling).unwrap();
-        let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(&refiner, known, None, tempo, 1));
+        let mut stream: Box<dyn DecodeStream + '_> = Box::new(RefinerStream::new(&refiner, known, 1, None, tempo, 1));
         let mut samples: Vec<f32> = (0..96).flat_map(|n| stream.push(&[n % 8])).collect();
         samples.extend(stream.finish());
         samples
@@ -191,6 +196,56 @@ fn with_a_beat_what_is_played_again_is_painted_again() {
     let refiner = for_dac(&dac, Objective::Flow, Solver::Euler);
     let sampling = RefinerSampling { beat_noise: 1.5, ..refiner.config().sampling.clone() };
     assert!(refiner.with_sampling(sampling).err().unwrap().contains("beat_noise"));
+}
+
+#[test]
+fn painting_may_begin_with_a_sketch() {
+    for (name, solver) in [("refiner_flow", Solver::DpmSolver), ("refiner_v", Solver::Ancestral)] {
+        let file = Golden::read(name);
+        let [outline, noise] = ["outline", "noise"].map(|part| file.narrow(part));
+        let goal = file.wide(solver.name());
+        let sketch: Vec<f32> = goal.iter().map(|value| *value as f32).collect();
+        let set = |index: usize| noise[index * FRAMES * DETAIL..][..FRAMES * DETAIL].to_vec();
+        let paint = |strength: f32, sketch: Option<&[f32]>| {
+            let refiner = Refiner::open(&golden(name)).unwrap();
+            let sampling = RefinerSampling { strength, solver, steps: 4, ..refiner.config().sampling.clone() };
+            let refiner = refiner.with_sampling(sampling).unwrap();
+            refiner.paint(&outline, sketch.map(<[f32]>::to_vec), None, set)
+        };
+        // From noise alone there is nothing of it; the later it begins, the nearer it stays.
+        let free = paint(1.0, None);
+        assert_eq!((paint(1.0, Some(&sketch)), paint(0.5, None)), (free.clone(), free));
+        let away = [0.9, 0.5, 0.01].map(|strength| distance(&paint(strength, Some(&sketch)), &goal));
+        assert!(away[0] > away[1] && away[1] > away[2] && away[2] < 0.05, "{name}: {away:?}");
+    }
+}
+
+#[test]
+fn what_else_was_written_is_the_sketch() {
+    let dac = Dac::load(&golden("dac")).unwrap();
+    let known = dac.refinable().unwrap();
+    let levels = dac.spec().levels;
+    let decode = |strength: f32, levels: usize, second: u16| {
+        let refiner = for_dac(&dac, Objective::Flow, Solver::Euler);
+        let sampling = RefinerSampling { strength, ..refiner.config().sampling.clone() };
+        let refiner = refiner.with_sampling(sampling).unwrap();
+        let mut stream: Box<dyn DecodeStream + '_> =
+            Box::new(RefinerStream::new(&refiner, known, levels, None, None, 1));
+        let frame = |n: u16| -> Vec<u16> { (0..levels as u16).map(|level| (n + level * second) % 32).collect() };
+        let mut samples: Vec<f32> = (0..60).flat_map(|n| stream.push(&frame(n))).collect();
+        samples.extend(stream.finish());
+        samples
+    };
+    let alone = decode(1.0, 1, 3);
+    // From noise alone, or where nothing else was written, the further levels have no say.
+    assert_eq!(alone, decode(1.0, levels, 3));
+    assert_eq!(alone, decode(0.5, 1, 3));
+    for some in [2, levels] {
+        assert_ne!(decode(0.5, some, 3), decode(0.5, some, 4));
+    }
+    let refiner = for_dac(&dac, Objective::Flow, Solver::Euler);
+    let sampling = RefinerSampling { strength: 0.0, ..refiner.config().sampling.clone() };
+    assert!(refiner.with_sampling(sampling).err().unwrap().contains("strength"));
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn what_follows_from_the_outline_is_learned_and_painted() {
         let width = known.detail_width();
         let mut rng = random::stream(1, "noise", 0);
         let noise: Vec<f32> = (0..60 * width).map(|_| random::normal(&mut rng)).collect();
-        let painted = refiner.paint(&outline, None, |_| noise.clone());
+        let painted = refiner.paint(&outline, None, None, |_| noise.clone());
         let right = codes.iter().zip(painted.chunks_exact(width)).filter(|(code, detail)| {
             let mut projections = known.outline(**code);
             projections.extend_from_slice(detail);

@@ -68,6 +68,7 @@ pub struct CodecArguments {
 impl CodecArguments {
     /// Judges the codec.
     pub fn run(self) -> Result<ExitCode> {
+        self.common.refuse_taken(self.plot.plot.iter().chain(&self.spectrograms))?;
         let bar = spinner();
         let codec = codec::open(&resolve(&self.codec)?)?;
         let rate = codec.spec().sample_rate;

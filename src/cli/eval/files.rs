@@ -29,6 +29,7 @@ pub struct FilesArguments {
 impl FilesArguments {
     /// Judges the files.
     pub fn run(self) -> Result<ExitCode> {
+        self.common.refuse_taken([])?;
         let bar = spinner();
         let judge = self.common.judge(None)?;
         let judged = self.listen(&self.judged, &judge, &bar)?;

@@ -133,6 +133,7 @@ fn render(
 impl ModelArguments {
     /// Judges the model.
     pub fn run(self) -> Result<ExitCode> {
+        self.common.refuse_taken(&self.plot.plot)?;
         let bar = spinner();
         let folder = self.model.as_deref().map_or_else(default_model, resolve)?;
         let (codec, text) = (resolve_some(self.codec.as_deref())?, resolve_some(self.text.as_deref())?);

@@ -60,6 +60,7 @@ impl FlowNetwork {
             &Schedule::Flow,
             Solver::Euler,
             steps,
+            1.0,
             noise,
             |_| unreachable!("Euler draws nothing"),
             |x, time| {

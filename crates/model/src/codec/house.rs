@@ -380,7 +380,7 @@ impl Refinable for HouseCodec {
     }
 
     fn detail(&self, codes: &[u16]) -> Vec<f32> {
-        let levels = self.config.spec.levels;
+        let levels = codes.len().min(self.config.spec.levels);
         let all = self.quantizer.decode(&codes[..levels], 1, levels);
         all.iter().zip(self.quantizer.vector(0, usize::from(codes[0]))).map(|(all, outline)| all - outline).collect()
     }

@@ -79,10 +79,11 @@ pub trait Refinable: StreamCodec {
     /// If it is no code of the codec.
     fn outline(&self, code: u16) -> Vec<f32>;
 
-    /// The detail of a frame, from one code a level.
+    /// The detail of a frame, from one code a level. Of fewer codes it is what is known so far: values that they say nothing about
+    /// are missing at its end.
     ///
     /// # Panics
-    /// If there are fewer codes than levels, or one is none of the codec.
+    /// If there is no code, or one is none of the codec.
     fn detail(&self, codes: &[u16]) -> Vec<f32>;
 
     /// A running decoder of first-level codes with painted detail. What it draws itself, if anything, comes back with every

@@ -68,6 +68,10 @@ pub struct RefinerSampling {
     /// Share (0 to 1) of that noise which comes back with every beat, where there is one: what is played again then sounds
     /// alike. Above 0, what the codec draws comes back as well.
     pub beat_noise: f32,
+    /// Time (above 0, to 1) at which painting begins: below 1 it begins with the detail of the further levels that were written, if
+    /// any were, and the less noise besides the lower it is. The name is that of image-to-image pipelines (SDEdit, Meng et al.,
+    /// arXiv 2108.01073).
+    pub strength: f32,
     /// Scales what was painted around its mean: few steps leave less than the deviation of true detail, and cleaner detail than
     /// more steps would.
     pub gain: f32,
@@ -86,6 +90,7 @@ impl Default for RefinerSampling {
             outline_guidance: 1.0,
             noise: 1.0,
             beat_noise: 0.0,
+            strength: 1.0,
             gain: 1.0,
             window: 224,
             halo: 32,
@@ -142,6 +147,7 @@ impl RefinerSampling {
             (finite, "guidance and outline_guidance must be finite numbers"),
             ((0.0..=2.0).contains(&self.noise), "noise must be 0 to 2"),
             ((0.0..=1.0).contains(&self.beat_noise), "beat_noise must be 0 to 1"),
+            (self.strength > 0.0 && self.strength <= 1.0, "strength must be above 0 and at most 1"),
             ((0.0..=4.0).contains(&self.gain), "gain must be 0 to 4"),
             (
                 (1..=1 << 16).contains(&self.window) && self.halo <= 1 << 12,
@@ -371,10 +377,21 @@ impl Refiner {
         (means, Some((states, lengths.iter().map(|length| longest - length).collect())))
     }
 
+    /// Mean of a frame's detail.
+    pub(super) fn detail_mean(&self) -> &[f32] {
+        &self.statistics[0]
+    }
+
     /// Detail `[frames, detail_width]` as the codec has it, for an outline `[frames, outline_width]` and a text
-    /// `[tokens, text_width]`; `noise` gives standard normal numbers `[frames, detail_width]`: 0 for those that it begins with, then
-    /// one set for each ancestral step.
-    pub fn paint(&self, outline: &[f32], text: Option<&[f32]>, mut noise: impl FnMut(usize) -> Vec<f32>) -> Vec<f32> {
+    /// `[tokens, text_width]`; `sketch`, detail as it is known so far, is what it begins with as far as `strength` allows; `noise` gives
+    /// standard normal numbers `[frames, detail_width]`: 0 for those that it begins with, then one set for each ancestral step.
+    pub fn paint(
+        &self,
+        outline: &[f32],
+        sketch: Option<Vec<f32>>,
+        text: Option<&[f32]>,
+        mut noise: impl FnMut(usize) -> Vec<f32>,
+    ) -> Vec<f32> {
         let sampling = &self.config.sampling;
         // The outline is here what the beat is to the language model.
         let scales = Guidance::by(if text.is_some() { sampling.guidance } else { 0.0 }, sampling.outline_guidance);
@@ -386,6 +403,16 @@ impl Refiner {
         let (weights, heard): (Vec<f32>, Vec<Heard<'_>>) = all.into_iter().filter(|(weight, _)| *weight != 0.0).unzip();
         let mut first = noise(0);
         first.iter_mut().for_each(|value| *value *= sampling.noise);
+        let schedule = self.config.objective.schedule();
+        let mut begin = 1.0;
+        if let Some(mut sketch) = sketch.filter(|_| sampling.strength < 1.0) {
+            begin = schedule.nearest(f64::from(sampling.strength));
+            let (known, unknown) = schedule.shares(begin);
+            self.normalise_detail(&mut sketch);
+            for (value, sketch) in first.iter_mut().zip(sketch) {
+                *value = known as f32 * sketch + unknown as f32 * *value;
+            }
+        }
         let values = first.len();
         let network = |x: &[f32], time: f32| {
             let answer =
@@ -395,8 +422,8 @@ impl Refiner {
             answer.truncate(values);
             answer
         };
-        let schedule = self.config.objective.schedule();
-        let mut detail = sample(&schedule, sampling.solver, sampling.steps, first, |step| noise(step + 1), network);
+        let more_noise = |step| noise(step + 1);
+        let mut detail = sample(&schedule, sampling.solver, sampling.steps, begin, first, more_noise, network);
         let (mean, deviation) = (&self.statistics[0], &self.statistics[1]);
         for row in detail.chunks_exact_mut(mean.len()) {
             for ((v, mean), deviation) in row.iter_mut().zip(mean).zip(deviation) {

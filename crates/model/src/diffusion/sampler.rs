@@ -42,7 +42,7 @@ impl Solver {
     }
 }
 
-/// Data from `noise` in `steps` steps. `network` says v for values of unit variance at a time; `more_noise` gives the noise of
+/// Data from `x`, which has the shares of data and noise that belong to the time `begin` (1: noise alone), in `steps` steps. `network` says v for values of unit variance at a time; `more_noise` gives the noise of
 /// an ancestral step, counted from 0.
 ///
 /// # Panics
@@ -51,13 +51,13 @@ pub fn sample(
     schedule: &Schedule,
     solver: Solver,
     steps: usize,
-    noise: Vec<f32>,
+    begin: f64,
+    mut x: Vec<f32>,
     mut more_noise: impl FnMut(usize) -> Vec<f32>,
     mut network: impl FnMut(&[f32], f32) -> Vec<f32>,
 ) -> Vec<f32> {
     assert!(steps > 0, "a sampler needs a step");
-    let times = schedule.times(steps);
-    let mut x = noise;
+    let times = schedule.times(begin, steps);
     // The data guessed in the step before, and the width of that step in log-signal-to-noise.
     let mut before: Option<(Vec<f32>, f64)> = None;
     for (step, pair) in times.windows(2).enumerate() {

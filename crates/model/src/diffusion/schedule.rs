@@ -83,9 +83,9 @@ impl Schedule {
         }
     }
 
-    /// Times of a sampler with so many steps: from 1 to 0, both counted.
-    pub fn times(&self, steps: usize) -> Vec<f64> {
-        let even = (0..=steps).map(|step| 1.0 - step as f64 / steps as f64);
+    /// Times of a sampler with so many steps: from `begin` to 0, both counted.
+    pub fn times(&self, begin: f64, steps: usize) -> Vec<f64> {
+        let even = (0..=steps).map(|step| begin * (1.0 - step as f64 / steps as f64));
         match self {
             Self::Flow => even.collect(),
             Self::Cosine(data) => {

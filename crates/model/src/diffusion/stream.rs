@@ -45,7 +45,7 @@ impl Codec for RefinedCodec<'_> {
 
     fn decode(&self, tokens: &CodecTokens, _levels: usize, seed: u64) -> Vec<f32> {
         let text = self.text.clone();
-        decode_by_stream(Box::new(RefinerStream::new(self.refiner, self.codec, text, None, seed)), tokens)
+        decode_by_stream(Box::new(RefinerStream::new(self.refiner, self.codec, 1, text, None, seed)), tokens)
     }
 }
 
@@ -57,6 +57,8 @@ pub struct RefinerStream<'a> {
     seed: u64,
     metronome: Metronome,
     windows: Windowed,
+    /// Levels whose detail painting begins with; 0: it begins with noise alone.
+    sketched: usize,
     /// Sets of noise of a frame.
     sets: usize,
     /// Frames pushed.
@@ -67,13 +69,15 @@ pub struct RefinerStream<'a> {
 }
 
 impl<'a> RefinerStream<'a> {
-    /// Starts a clip with a text, `[tokens, text_width]`, played at `tempo` beats a minute; `None`: without a beat.
+    /// Starts a clip whose frames have codes of `levels` levels, with a text, `[tokens, text_width]`, played at `tempo` beats a
+    /// minute; `None`: without a beat.
     ///
     /// # Panics
     /// If the refiner was made for another codec or another text encoder.
     pub fn new(
         refiner: &'a Refiner,
         codec: &'a dyn Refinable,
+        levels: usize,
         text: Option<Vec<f32>>,
         tempo: Option<f32>,
         seed: u64,
@@ -85,7 +89,8 @@ impl<'a> RefinerStream<'a> {
         assert!(ok, "text states of another width than {}", config.text_width);
         let sampling = &config.sampling;
         let sets = if sampling.solver == Solver::Ancestral { 1 + sampling.steps } else { 1 };
-        let row = config.outline_width + sets * config.detail_width;
+        let sketched = if sampling.strength < 1.0 && levels > 1 { levels } else { 0 };
+        let row = config.outline_width + (sets + usize::from(sketched > 0)) * config.detail_width;
         let tempo = tempo.filter(|_| sampling.beat_noise > 0.0);
         let metronome = Metronome::new(tempo, codec.spec().frame_rate() as f32);
         let decoder = codec.painted(seed, &metronome);
@@ -99,20 +104,22 @@ impl<'a> RefinerStream<'a> {
             text,
             seed,
             metronome,
+            sketched,
             sets,
             place: 0,
             waiting: VecDeque::new(),
         }
     }
 
-    /// Detail of a window whose rows are outlines and noise side by side.
-    fn paint(refiner: &Refiner, text: Option<&[f32]>, sets: usize, rows: &[f32]) -> Vec<f32> {
+    /// Detail of a window whose rows are outlines, noise and perhaps a sketch side by side.
+    fn paint(refiner: &Refiner, text: Option<&[f32]>, sets: usize, sketched: bool, rows: &[f32]) -> Vec<f32> {
         let (outline, detail) = (refiner.config().outline_width, refiner.config().detail_width);
-        let row = outline + sets * detail;
+        let row = outline + (sets + usize::from(sketched)) * detail;
         let part = |from: usize, width: usize| -> Vec<f32> {
             rows.chunks_exact(row).flat_map(|row| row[from..from + width].iter().copied()).collect()
         };
-        refiner.paint(&part(0, outline), text, |set| part(outline + set * detail, detail))
+        let sketch = sketched.then(|| part(outline + sets * detail, detail));
+        refiner.paint(&part(0, outline), sketch, text, |set| part(outline + set * detail, detail))
     }
 
     fn decode(&mut self, detail: &[f32]) -> Vec<f32> {
@@ -133,8 +140,13 @@ impl DecodeStream for RefinerStream<'_> {
         let (share, count) = (config.sampling.beat_noise, self.sets * config.detail_width);
         row.extend(frame_noise(self.seed, "refine", &self.metronome, share, self.place, count));
         self.place += 1;
-        let (refiner, text, sets) = (self.refiner, self.text.as_deref(), self.sets);
-        let detail = self.windows.push(&row, |rows| Self::paint(refiner, text, sets, rows));
+        if self.sketched > 0 {
+            let told = self.codec.detail(&codes[..self.sketched]);
+            row.extend_from_slice(&told);
+            row.extend_from_slice(&self.refiner.detail_mean()[told.len()..]);
+        }
+        let (refiner, text, sets, sketched) = (self.refiner, self.text.as_deref(), self.sets, self.sketched > 0);
+        let detail = self.windows.push(&row, |rows| Self::paint(refiner, text, sets, sketched, rows));
         self.decode(&detail)
     }
 
@@ -149,8 +161,8 @@ impl DecodeStream for RefinerStream<'_> {
     }
 
     fn finish(mut self: Box<Self>) -> Vec<f32> {
-        let (refiner, text, sets) = (self.refiner, self.text.as_deref(), self.sets);
-        let detail = self.windows.finish(|rows| Self::paint(refiner, text, sets, rows));
+        let (refiner, text, sets, sketched) = (self.refiner, self.text.as_deref(), self.sets, self.sketched > 0);
+        let detail = self.windows.finish(|rows| Self::paint(refiner, text, sets, sketched, rows));
         let mut samples = self.decode(&detail);
         let Self { decoder, .. } = *self;
         samples.extend(decoder.finish());

@@ -215,7 +215,7 @@ impl Refinable for Dac {
     }
 
     fn detail(&self, codes: &[u16]) -> Vec<f32> {
-        let rest = codes[..self.spec.levels].iter().enumerate().skip(1);
+        let rest = codes.iter().take(self.spec.levels).enumerate().skip(1);
         rest.flat_map(|(level, code)| self.codebook_row(level, *code).iter().copied()).collect()
     }
 
