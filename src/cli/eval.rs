@@ -113,7 +113,13 @@ impl EvalCommand {
 impl Common {
     /// Refuses places for results that are taken: before hours of judging, not after.
     fn refuse_taken<'a>(&'a self, further: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
-        refuse_taken(self.html.iter().chain(further), self.force)
+        // Reports are written to devices and pipes as they are, and fill empty folders.
+        let free = |place: &&PathBuf| match place.metadata() {
+            Ok(there) if there.is_dir() => place.read_dir().is_ok_and(|mut content| content.next().is_none()),
+            Ok(there) => !there.is_file(),
+            Err(_) => false,
+        };
+        refuse_taken(self.html.iter().chain(further).filter(|place| !free(place)), self.force)
     }
 
     fn draws(&self) -> Draws {

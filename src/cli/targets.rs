@@ -14,19 +14,10 @@ pub fn make_folder(output: &Path) -> Result<()> {
     std::fs::create_dir_all(output).with_context(|| format!("-o {}: cannot make the folder", output.display()))
 }
 
-/// Refuses what exists, unless it may be overwritten. Folders without content and what is no file, a device or a pipe, are free.
+/// Refuses what exists, unless it may be overwritten.
 pub fn refuse_taken<'a>(targets: impl IntoIterator<Item = &'a PathBuf>, force: bool) -> Result<()> {
-    match targets.into_iter().find(|target| !force && is_taken(target)) {
+    match targets.into_iter().find(|target| target.symlink_metadata().is_ok() && !force) {
         Some(taken) => bail!("{} exists; choose another name or overwrite it with --force", taken.display()),
         None => Ok(()),
-    }
-}
-
-fn is_taken(target: &Path) -> bool {
-    match target.metadata() {
-        Ok(there) if there.is_dir() => target.read_dir().map_or(true, |mut content| content.next().is_some()),
-        Ok(there) => there.is_file(),
-        // A link that leads nowhere.
-        Err(_) => target.symlink_metadata().is_ok(),
     }
 }
