@@ -134,7 +134,7 @@ fn inspect_describes_second_stages_and_experiments() {
     };
     let (folder, file) = (facts("crates/model/tests/golden/refiner_v"), facts("configs/refiner.toml"));
     assert_eq!((&folder["kind"], &folder["shape"]["text_heads"]), (&"second-stage folder".into(), &2.into()));
-    assert_eq!((&file["kind"], &file["cost"]["parameters"]), (&"second-stage experiment".into(), &6_844_642.into()));
+    assert_eq!((&file["kind"], &file["cost"]["parameters"]), (&"second-stage experiment".into(), &3_382_252.into()));
     let codec = facts("configs/codec.toml");
     assert_eq!((&codec["kind"], &codec["shape"]["spec"]["hop"]), (&"codec experiment".into(), &2048.into()));
     let other = mambo(root, &["inspect", "configs/refiner.toml", "--codec", "models/tiny/text"]);

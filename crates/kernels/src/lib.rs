@@ -20,7 +20,6 @@ pub mod mamba1;
 pub mod mamba2;
 pub mod matmul;
 pub mod memory;
-pub mod muon;
 pub mod norm;
 pub mod optimizer;
 pub mod panel_linear;

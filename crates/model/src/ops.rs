@@ -23,7 +23,7 @@ use burn_flex::{FlexTensor, Layout};
 pub use attention::{cross_attention, self_attention, self_attention_with_cache};
 pub use layers::{
     LinearWeight, ada_layer_norm, add_bias, bias_gelu, cross_entropy, depthwise_conv1d, dropout, gelu, layer_norm,
-    linear, linear_turned, residual, rms_norm, silu, with_precision,
+    linear, linear_turned, residual, reverse_frames, rms_norm, silu, with_precision,
 };
 pub use mambo_kernels::bf16_product::{MatrixPrecision, bf16_unavailable};
 pub use mixer::{MixerStates, MixerWeights, mamba2_mixer, mamba2_mixer_with_states};

@@ -25,9 +25,7 @@ use crate::weights::{Weights, WeightsError};
 /// What happens to a parameter while training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// A matrix inside a block, `[rows, columns]`, trained with weight decay, by Muon if the experiment says so.
-    Hidden,
-    /// Trained with weight decay (all other matrices).
+    /// Trained with weight decay (matrices).
     Decayed,
     /// Trained without weight decay (biases, norms, `A_log`, `D`, `dt_bias`, embeddings).
     Free,

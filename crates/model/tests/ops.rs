@@ -215,6 +215,12 @@ fn depthwise_convolution_matches_burn() {
 }
 
 #[test]
+fn frames_in_reverse_match_burn() {
+    let table = [1, 1];
+    Probe::new(table).compare("reverse_frames", table, |i| ops::reverse_frames(i.x), |i| i.x.flip([1]));
+}
+
+#[test]
 fn dropout_masks_alike_in_both_directions() {
     let (probe, table) = (Probe::new([2, 40]), [2, 40]);
     let results = probe.run(table, |i| ops::dropout(i.x, 0.3, 5));

@@ -271,6 +271,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
 
     let precision = precision(train.bf16);
     let schedule = config.objective.schedule();
+    let halves = Halves::new();
     let device = Device::flex().autodiff();
     let (mut sum, mut count) = (0.0, 0);
     while step < train.steps && !stop.load(Ordering::Relaxed) {
@@ -280,7 +281,7 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
         let refiner = || Refiner::new(config.clone(), &parameters, &device);
         let first = refiner();
         let lesson = Lesson::draw(&first, &schedule, &clips, train, random::stream(seed, "lesson", step));
-        let (loss, gradients) = in_halves(&first, refiner, &clips, &lesson, precision);
+        let (loss, gradients) = halves.both(&first, refiner, &clips, &lesson, precision);
         sum += f64::from(loss);
         count += 1;
         let update = optimizer.step(step, &mut parameters, &gradients);
@@ -334,30 +335,45 @@ pub fn run(run: DiffusionRun<'_, '_>) -> Result<DiffusionOutcome, TrainError> {
     Ok(DiffusionOutcome { folder: out, step, validation: score, stopped, parameters })
 }
 
-/// Loss and gradients of a batch. What a network does between its large products keeps one thread busy, so the halves of the batch run
-/// side by side, whatever the number of threads; each with leaves of its own, since graphs that share some wait for each other.
-fn in_halves(
-    first: &Refiner,
-    second: impl FnOnce() -> Refiner + Send,
-    clips: &Clips,
-    lesson: &Lesson,
-    precision: MatrixPrecision,
-) -> (f32, Vec<Vec<f32>>) {
-    let half = |refiner: &Refiner, range: Range<usize>| {
-        let loss = with_precision(precision, || lesson.loss(refiner, clips, range));
-        (loss.clone().into_scalar::<f32>(), refiner.bound().gradients(loss.backward()))
-    };
-    let (middle, end) = (clips.lengths.len().div_ceil(2), clips.lengths.len());
-    if middle == end {
-        return half(first, 0..end);
+/// Two pools of threads, one for each half of a batch: halves that share one wait for each other in every product, and what a
+/// network does between its large products keeps one thread busy, whatever the number of threads.
+struct Halves([rayon::ThreadPool; 2]);
+
+impl Halves {
+    /// Shares all threads between the halves; each has one at least.
+    fn new() -> Self {
+        let threads = rayon::current_num_threads();
+        Self([threads.div_ceil(2), threads / 2].map(|share| {
+            rayon::ThreadPoolBuilder::new().num_threads(share.max(1)).build().expect("threads for half of a batch")
+        }))
     }
-    std::thread::scope(|scope| {
-        let other = scope.spawn(|| half(&second(), middle..end));
-        let (loss, mut gradients) = half(first, 0..middle);
-        let (more, other) = other.join().expect("the second half of the batch");
-        accumulate(&mut gradients, other, 1.0);
-        (loss + more, gradients)
-    })
+
+    /// Loss and gradients of a batch; each half has leaves of its own, since graphs that share some wait for each other.
+    fn both(
+        &self,
+        first: &Refiner,
+        second: impl FnOnce() -> Refiner + Send,
+        clips: &Clips,
+        lesson: &Lesson,
+        precision: MatrixPrecision,
+    ) -> (f32, Vec<Vec<f32>>) {
+        let half = |refiner: &Refiner, range: Range<usize>| {
+            let loss = with_precision(precision, || lesson.loss(refiner, clips, range));
+            (loss.clone().into_scalar::<f32>(), refiner.bound().gradients(loss.backward()))
+        };
+        let (middle, end) = (clips.lengths.len().div_ceil(2), clips.lengths.len());
+        if middle == end {
+            return half(first, 0..end);
+        }
+        let Self([pool, other_pool]) = self;
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| other_pool.install(|| half(&second(), middle..end)));
+            let (loss, mut gradients) = pool.install(|| half(first, 0..middle));
+            let (more, other) = other.join().expect("the second half of the batch");
+            accumulate(&mut gradients, other, 1.0);
+            (loss + more, gradients)
+        })
+    }
 }
 
 /// Random weights, or those of the folder that the experiment names, with its statistics; whether these are measured.
@@ -592,7 +608,7 @@ mod tests {
         let refiner = || Refiner::new(config.clone(), &parameters, &Device::flex().autodiff());
         let whole = refiner();
         let loss = lesson.loss(&whole, &batch, 0..clips);
-        let (sum, gradients) = in_halves(&refiner(), refiner, &batch, &lesson, MatrixPrecision::F32);
+        let (sum, gradients) = Halves::new().both(&refiner(), refiner, &batch, &lesson, MatrixPrecision::F32);
         assert!((sum - loss.clone().into_scalar::<f32>()).abs() < 1e-5 * sum);
         let expected = whole.bound().gradients(loss.backward());
         assert_eq!(gradients.len(), expected.len());

@@ -1,11 +1,9 @@
-//! AdamW on flat named parameters (arXiv 1711.05101), Muon for the matrices inside blocks if wanted, with what a small model needs
-//! around them.
+//! AdamW on flat named parameters (arXiv 1711.05101), with what a small model needs around it.
 //!
 //! Schedule per optimiser step (linear warm-up, cosine to a floor), clipping by the global norm, weight
 //! decay only where a parameter asks for it, and an exponential moving average of the weights.
 //! Sums run in a fixed order, so the same gradients always give the same weights.
 
-use mambo_kernels::muon::Muon;
 use mambo_kernels::optimizer::{AdamW, Trained, global_norm, moving_average};
 use mambo_model::parameters::{Parameters, Role};
 use rayon::prelude::*;
@@ -35,8 +33,6 @@ pub struct OptimConfig {
     pub clip: f64,
     /// Decay of the moving average of the weights (less at the start); 0 switches it off.
     pub ema: f64,
-    /// Momentum of Muon for the matrices inside blocks, 0.95 for instance, at the same rate; 0: AdamW moves them too.
-    pub muon: f64,
 }
 
 impl Default for OptimConfig {
@@ -51,7 +47,6 @@ impl Default for OptimConfig {
             weight_decay: 0.05,
             clip: 1.0,
             ema: 0.999,
-            muon: 0.0,
         }
     }
 }
@@ -59,7 +54,7 @@ impl Default for OptimConfig {
 impl OptimConfig {
     /// Checks ranges.
     pub fn validate(&self) -> Result<(), TrainError> {
-        let rules: [(&'static str, f64, bool, &'static str); 9] = [
+        let rules: [(&'static str, f64, bool, &'static str); 8] = [
             ("optim.rate", self.rate, self.rate > 0.0 && self.rate.is_finite(), "above 0"),
             ("optim.floor", self.floor, (0.0..=1.0).contains(&self.floor), "0 to 1"),
             ("optim.beta1", self.beta1, (0.0..1.0).contains(&self.beta1), "0 to below 1"),
@@ -68,7 +63,6 @@ impl OptimConfig {
             ("optim.weight_decay", self.weight_decay, self.weight_decay >= 0.0, "0 or more"),
             ("optim.clip", self.clip, self.clip >= 0.0, "0 or more"),
             ("optim.ema", self.ema, (0.0..1.0).contains(&self.ema), "0 to below 1"),
-            ("optim.muon", self.muon, (0.0..1.0).contains(&self.muon), "0 to below 1"),
         ];
         let rules = rules.map(|(key, found, holds, expected)| (key, found.to_string(), holds, expected));
         TrainError::unless_all_hold(rules)
@@ -100,15 +94,15 @@ pub struct StepReport {
 /// Moments and average of one parameter; empty for buffers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Slot {
-    /// First moment, or Muon's momentum.
+    /// First moment.
     pub first: Vec<f32>,
-    /// Second moment; zeros where Muon needs none.
+    /// Second moment.
     pub second: Vec<f32>,
     /// Moving average of the weights; empty when switched off.
     pub ema: Vec<f32>,
 }
 
-/// AdamW, and Muon if wanted, over a parameter list.
+/// AdamW over a parameter list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Optimizer {
     config: OptimConfig,
@@ -173,27 +167,19 @@ impl Optimizer {
             step: self.updates,
             gradient_scale: if clipped { config.clip / gradient_norm } else { 1.0 },
         };
-        let (mut trained, mut hidden) = (Vec::new(), Vec::new());
+        let mut trained = Vec::new();
         for ((parameter, slot), gradient) in parameters.list_mut().iter_mut().zip(&mut self.slots).zip(gradients) {
-            match parameter.role {
-                Role::Buffer => {}
-                Role::Hidden if config.muon > 0.0 => hidden.push((parameter, slot, gradient)),
-                role => trained.push(Trained {
-                    decay: matches!(role, Role::Hidden | Role::Decayed),
+            if parameter.role != Role::Buffer {
+                trained.push(Trained {
+                    decay: parameter.role == Role::Decayed,
                     value: &mut parameter.values,
                     gradient,
                     first: &mut slot.first,
                     second: &mut slot.second,
-                }),
+                });
             }
         }
         update.apply(&mut trained);
-        let AdamW { rate, weight_decay, gradient_scale, .. } = update;
-        let muon = Muon { rate, momentum: config.muon, weight_decay, gradient_scale };
-        hidden.into_par_iter().for_each(|(parameter, slot, gradient)| {
-            let columns = parameter.shape.last().copied().unwrap_or(1);
-            muon.apply(&mut parameter.values, gradient, &mut slot.first, columns);
-        });
         if config.ema > 0.0 {
             // A young average must forget the initial weights quickly.
             let decay = config.ema.min((1 + self.updates) as f64 / (10 + self.updates) as f64);
@@ -266,8 +252,7 @@ mod tests {
 
     #[test]
     fn only_decayed_parameters_shrink_and_buffers_never_move() {
-        let roles = [(Role::Hidden, 0.9), (Role::Decayed, 0.9), (Role::Free, 1.0), (Role::Buffer, 1.0)];
-        for (role, expected) in roles {
+        for (role, expected) in [(Role::Decayed, 0.9), (Role::Free, 1.0), (Role::Buffer, 1.0)] {
             let mut parameters = one(role, 1.0);
             let mut optimizer = Optimizer::new(&OptimConfig { weight_decay: 1.0, ..plain() }, &parameters, 1);
             let gradient = if role == Role::Buffer { vec![] } else { vec![0.0] };

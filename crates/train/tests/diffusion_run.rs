@@ -61,7 +61,7 @@ fn write_shards(folder: &Path, codec: &CodecSpec) {
 }
 
 fn experiment(shards: PathBuf, objective: Objective, steps: u64) -> DiffusionExperiment {
-    let (solver, muon) = if objective == Objective::Flow { (Solver::Euler, 0.95) } else { (Solver::Ddim, 0.0) };
+    let solver = if objective == Objective::Flow { Solver::Euler } else { Solver::Ddim };
     DiffusionExperiment {
         name: "toy".into(),
         seed: 7,
@@ -80,7 +80,7 @@ fn experiment(shards: PathBuf, objective: Objective, steps: u64) -> DiffusionExp
             network: DenoiserConfig { width: 32, blocks: 2, kernel: 3, expansion: 2, state: 4 },
         },
         start_from: None,
-        optim: OptimConfig { rate: 1e-2, warmup: 5, ema: 0.9, muon, ..OptimConfig::default() },
+        optim: OptimConfig { rate: 1e-2, warmup: 5, ema: 0.9, ..OptimConfig::default() },
         train: LoopConfig {
             steps,
             batch: 4,

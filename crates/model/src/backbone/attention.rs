@@ -37,7 +37,7 @@ impl SelfAttention {
     /// Adds the parameters of a layer under `prefix`.
     pub fn init(width: usize, prefix: &str, residuals: usize, draw: &mut Initialiser, into: &mut Parameters) {
         let count = 3 * width * width;
-        into.push(format!("{prefix}.in_proj.weight"), &[3 * width, width], Role::Hidden, draw.fan_in(count, width));
+        into.push(format!("{prefix}.in_proj.weight"), &[3 * width, width], Role::Decayed, draw.fan_in(count, width));
         push_output(width, prefix, residuals, draw, into);
     }
 
@@ -101,11 +101,11 @@ impl CrossAttention {
     /// Adds the parameters of a layer under `prefix`.
     pub fn init(width: usize, prefix: &str, residuals: usize, draw: &mut Initialiser, into: &mut Parameters) {
         let square = width * width;
-        into.push(format!("{prefix}.q_proj.weight"), &[width, width], Role::Hidden, draw.fan_in(square, width));
+        into.push(format!("{prefix}.q_proj.weight"), &[width, width], Role::Decayed, draw.fan_in(square, width));
         into.push(
             format!("{prefix}.kv_proj.weight"),
             &[2 * width, width],
-            Role::Hidden,
+            Role::Decayed,
             draw.fan_in(2 * square, width),
         );
         push_output(width, prefix, residuals, draw, into);
@@ -138,5 +138,5 @@ impl CrossAttention {
 
 fn push_output(width: usize, prefix: &str, residuals: usize, draw: &mut Initialiser, into: &mut Parameters) {
     let out = draw.for_residual(width * width, width, residuals);
-    into.push(format!("{prefix}.out_proj.weight"), &[width, width], Role::Hidden, out);
+    into.push(format!("{prefix}.out_proj.weight"), &[width, width], Role::Decayed, out);
 }

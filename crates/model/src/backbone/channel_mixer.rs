@@ -25,10 +25,10 @@ impl FeedForward {
         into: &mut Parameters,
     ) {
         let name = format!("{prefix}.feed_forward");
-        into.push(format!("{name}.0.weight"), &[inner, width], Role::Hidden, draw.fan_in(inner * width, width));
+        into.push(format!("{name}.0.weight"), &[inner, width], Role::Decayed, draw.fan_in(inner * width, width));
         into.push(format!("{name}.0.bias"), &[inner], Role::Free, vec![0.0; inner]);
         let out = draw.for_residual(width * inner, inner, residuals);
-        into.push(format!("{name}.3.weight"), &[width, inner], Role::Hidden, out);
+        into.push(format!("{name}.3.weight"), &[width, inner], Role::Decayed, out);
         into.push(format!("{name}.3.bias"), &[width], Role::Free, vec![0.0; width]);
     }
 

@@ -114,9 +114,8 @@ impl Denoiser {
     ) {
         let linear = |all: &mut Parameters, draw: &mut Initialiser, part: &str, sizes: [usize; 2], scale: f32| {
             let [inputs, outputs] = sizes;
-            let role = if part.starts_with("blocks.") { Role::Hidden } else { Role::Decayed };
             let weight = draw.normal(inputs * outputs, scale / (inputs as f32).sqrt());
-            all.push(format!("{name}.{part}.weight"), &[inputs, outputs], role, weight);
+            all.push(format!("{name}.{part}.weight"), &[inputs, outputs], Role::Decayed, weight);
             all.push(format!("{name}.{part}.bias"), &[outputs], Role::Free, draw.zeros(outputs));
         };
         let (width, inner) = (config.width, config.width * config.expansion);
@@ -202,7 +201,7 @@ impl Denoiser {
             if let Some(scan) = &scan {
                 let prefix = format!("{}.blocks.{block}.scan", self.name);
                 let normed = ops::rms_norm(hidden.clone(), self.bound.tensor(&format!("{prefix}_norm")), EPSILON);
-                let turn = |x: Tensor<3>| if block % 2 == 1 { x.flip([1]) } else { x };
+                let turn = |x: Tensor<3>| if block % 2 == 1 { ops::reverse_frames(x) } else { x };
                 let (heard, _) = Mamba2::new(scan, &prefix, &self.bound).forward(turn(normed), &[], None);
                 hidden = hidden + turn(heard);
             }

@@ -309,6 +309,38 @@ pub fn depthwise_conv1d(x_btc: Tensor<3>, weight_kc: Tensor<2>, bias_c: Tensor<1
     apply_3(DepthwiseOperation(Depthwise { batch, frames, channels, taps }), x_btc, weight_kc, bias_c)
 }
 
+/// The rows of each sequence in the opposite order.
+#[derive(Debug)]
+struct ReversalOperation;
+
+impl ReversalOperation {
+    fn reversed(x: &FlexTensor) -> FlexTensor {
+        let (shape, width) = (shape(x), width(x));
+        let sequence = shape[1] * width;
+        let mut out = Vec::with_capacity(values(x).len());
+        for rows in values(x).chunks_exact(sequence.max(1)) {
+            rows.rchunks_exact(width).for_each(|row| out.extend_from_slice(row));
+        }
+        from_vec(out, shape)
+    }
+}
+
+impl Operation for ReversalOperation {
+    fn forward(&self, inputs: &[FlexTensor], _tracked: bool) -> Results {
+        (Self::reversed(&inputs[0]), Vec::new())
+    }
+
+    fn backward(&self, _inputs: &[FlexTensor], _saved: &[FlexTensor], gradient: &FlexTensor) -> Vec<FlexTensor> {
+        vec![Self::reversed(gradient)]
+    }
+}
+
+/// The frames of each sequence from the last to the first, row by row; `flip` would have every operation after it walk backwards
+/// value by value.
+pub fn reverse_frames(x_btc: Tensor<3>) -> Tensor<3> {
+    apply_1(ReversalOperation, x_btc)
+}
+
 /// Dropout of one input, or of the second added to the first.
 #[derive(Debug)]
 struct DropoutOperation(Dropout);

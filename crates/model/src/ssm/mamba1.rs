@@ -62,7 +62,7 @@ impl Mamba1Config {
         let mut push = |name: &str, shape: &[usize], role: Role, values: Vec<f32>| {
             into.push(format!("{prefix}.{name}"), shape, role, values);
         };
-        push("in_proj.weight", &[2 * inner, width], Role::Hidden, draw.fan_in(2 * inner * width, width));
+        push("in_proj.weight", &[2 * inner, width], Role::Decayed, draw.fan_in(2 * inner * width, width));
         push("conv1d.weight", &[inner, 1, TAPS], Role::Free, draw.fan_in(inner * TAPS, TAPS));
         push("conv1d.bias", &[inner], Role::Free, draw.fan_in(inner, TAPS));
         push("x_proj.weight", &[selected, inner], Role::Decayed, draw.fan_in(selected * inner, inner));
@@ -75,7 +75,7 @@ impl Mamba1Config {
         skip.fill(1.0);
         push("D", &[inner], Role::Free, skip);
         let out = draw.for_residual(width * inner, inner, residuals);
-        push("out_proj.weight", &[width, inner], Role::Hidden, out);
+        push("out_proj.weight", &[width, inner], Role::Decayed, out);
     }
 }
 

@@ -75,7 +75,7 @@ impl Mamba2Config {
         into.push(
             format!("{prefix}.in_proj.weight"),
             &[self.projected(), self.d_model],
-            Role::Hidden,
+            Role::Decayed,
             draw.fan_in(self.projected() * self.d_model, self.d_model),
         );
         into.push(format!("{prefix}.conv1d.weight"), &[conv, 1, TAPS], Role::Free, draw.fan_in(conv * TAPS, TAPS));
@@ -86,7 +86,7 @@ impl Mamba2Config {
         into.push(format!("{prefix}.D"), &[heads], Role::Free, vec![1.0; heads]);
         into.push(format!("{prefix}.norm.weight"), &[inner], Role::Free, vec![1.0; inner]);
         let out = draw.for_residual(self.d_model * inner, inner, residuals);
-        into.push(format!("{prefix}.out_proj.weight"), &[self.d_model, inner], Role::Hidden, out);
+        into.push(format!("{prefix}.out_proj.weight"), &[self.d_model, inner], Role::Decayed, out);
     }
 }
 
