@@ -79,16 +79,16 @@ fn the_second_stage_costs_what_it_says() {
     let refiner = experiment.refiner(&codec, 384);
     let budget = experiment.budget(&refiner);
     let drawn = refiner.parameters(&mut Initialiser::seeded(1));
-    assert_eq!((budget.parameters, budget.parameters), (6_844_642, drawn.trained_count()));
-    // Mamba-2 of 9 heads: 288 to gate, inputs, B, C and steps, and back; 4 taps; 32 state entries a channel.
-    let scan = 288 * (288 + 352 + 9 + 288) + 4 * 352 + 3 * 288 * 32;
-    // Six blocks of 7 taps, 288 to 1152 and back; 64 values and 64 known ones in, 64 out.
-    let frame = 2 * (6 * (7 * 288 + 2 * 288 * 1152 + scan) + 3 * 64 * 288);
+    assert_eq!((budget.parameters, budget.parameters), (3_382_252, drawn.trained_count()));
+    // Mamba-2 of 6 heads: 192 to gate, inputs, B, C and steps, and back; 4 taps; 32 state entries a channel.
+    let scan = 192 * (192 + 256 + 6 + 192) + 4 * 256 + 3 * 192 * 32;
+    // Six blocks of 7 taps, 192 to 768 and back; 64 values and 64 known ones in, 64 out.
+    let frame = 2 * (6 * (7 * 192 + 2 * 192 * 768 + scan) + 3 * 64 * 192);
     assert_eq!(budget.flops_per_frame, frame);
     assert_eq!(budget.training.flops_per_step, (3 * 8 * 128 * frame) as f64);
     // Attention to 10 tokens of text: queries, scores, sums, and what is heard.
     let attends = RefinerConfig { text_heads: 4, ..refiner };
-    assert_eq!(attends.flops(10), frame + 2 * 6 * (2 * 288 * 288 + 2 * 288 * 10));
+    assert_eq!(attends.flops(10), frame + 2 * 6 * (2 * 192 * 192 + 2 * 192 * 10));
 }
 
 #[test]
