@@ -9,7 +9,7 @@ mod instruction_sets;
 mod numbers;
 
 use mambo_kernels::mamba2::{self, Gradients, Mamba2Config, Sequences, States, Weights, plain};
-use numbers::{distance, uniform, wide};
+use numbers::{distance, distance_above, uniform, wide};
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -178,8 +178,7 @@ impl Case {
             ("d state", &states.ssm, &expected.ssm_state),
         ] {
             let is_parameter = parameters.iter().any(|values| std::ptr::eq(*values, b));
-            let scale = if is_parameter { norm(b).max(least * together) } else { norm(b) };
-            let found = distance(a, b) * if scale > 0.0 { norm(b) / scale } else { 1.0 };
+            let found = distance_above(a, b, if is_parameter { least * together } else { 0.0 });
             assert!(
                 found <= limit,
                 "{name}: {found:.2e} above {limit:.0e} for {:?}, batch {}, frames {}",

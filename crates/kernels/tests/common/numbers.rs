@@ -15,8 +15,13 @@ pub fn wide(values: &[f32]) -> Vec<f64> {
 
 /// ‖a-b‖ / ‖b‖
 pub fn distance(a: &[f32], b: &[f64]) -> f64 {
+    distance_above(a, b, 0.0)
+}
+
+/// ‖a-b‖ / max(‖b‖, least): terms of a sum may cancel each other while their rounding does not.
+pub fn distance_above(a: &[f32], b: &[f64], least: f64) -> f64 {
     assert_eq!(a.len(), b.len());
-    let norm = b.iter().map(|y| y * y).sum::<f64>().sqrt();
+    let scale = b.iter().map(|y| y * y).sum::<f64>().sqrt().max(least);
     let difference = a.iter().zip(b).map(|(x, y)| (f64::from(*x) - y).powi(2)).sum::<f64>().sqrt();
-    if norm == 0.0 { difference } else { difference / norm }
+    if scale == 0.0 { difference } else { difference / scale }
 }
