@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use mambo_audio::{measure, read};
+use mambo_audio::analysis::chroma_correlation;
+use mambo_audio::{AudioClip, measure, read};
 
 fn generate(arguments: &[&str]) -> Output {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join("tiny");
@@ -52,6 +53,25 @@ fn a_seed_decides_every_byte_and_another_prompt_or_seed_is_another_clip() {
     let samples = 6 * 44_100 * 2;
     assert_eq!(streamed.len(), clips[0].len());
     assert_eq!(streamed[streamed.len() - samples..], clips[0][clips[0].len() - samples..]);
+}
+
+#[test]
+fn the_second_stage_is_heard_unless_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let clip = |name: &str, more: &[&str]| {
+        let (path, text) = file(folder.path(), name);
+        generate(&[&["calm piano", "-o", &text], more].concat());
+        read(&path).unwrap()
+    };
+    let painted = clip("painted.wav", &["--seed", "1"]);
+    let outline = clip("outline.wav", &["--seed", "1", "--stage1-only"]);
+    let guided = clip("guided.wav", &["--seed", "1", "--refine-guidance", "2"]);
+    let other = clip("other.wav", &["--seed", "2", "--stage1-only"]);
+    assert!(painted.channels != outline.channels && painted.channels != guided.channels);
+    // Other detail, the same notes at the same time.
+    let alike = |clip: &AudioClip| chroma_correlation(&painted.channels[0], &clip.channels[0], 44_100);
+    let found = (alike(&outline), alike(&other));
+    assert!(found.0 > found.1 + 0.1, "{found:?}");
 }
 
 #[test]

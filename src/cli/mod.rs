@@ -49,7 +49,7 @@ pub enum Command {
     Data(data::DataCommand),
     /// Turn a corpus into captioned token shards for training.
     Prepare(prepare::PrepareArguments),
-    /// Train a codec or a language model.
+    /// Train a codec, a language model or a second stage.
     #[command(subcommand)]
     Train(train::TrainCommand),
     /// Measure a codec or a model beside its floors and ceilings.
